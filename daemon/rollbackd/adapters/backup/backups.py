@@ -1,0 +1,447 @@
+"""The port `Backups` for one target: pg_dump tied to a counted snapshot, or a reference to somebody else's backup."""
+
+import asyncio
+import json
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from rollbackd.adapters.backup import files, pg_tools
+from rollbackd.adapters.backup.scratch import may_create_scratch, scratch_database, sweep_scratch
+from rollbackd.adapters.commands import run_command
+from rollbackd.adapters.postgres.connection import Place, connect
+from rollbackd.adapters.postgres.reader import count_tables
+from rollbackd.core.checks import Finding, Outcome
+from rollbackd.core.records import BackupRecord, TableCount
+from rollbackd.errors import PermanentError, RollbackdError, TransientError
+from rollbackd.ports import Clock, Progress, ProgressSink
+from rollbackd.settings import Target
+
+WHOLE = "database.dump"
+SCHEMA = "schema.dump"
+TABLES = "tables.dump"
+LOCK_WAIT_MS = 5_000
+YIELD_AFTER_S = 2.0
+RESTORE_JOBS = "2"
+
+
+class TargetBackups:
+    """Fulfils `ports.Backups`."""
+
+    def __init__(self, target: Target, store_id: str, clock: Clock) -> None:
+        self._target = target
+        self._settings = target.backup
+        self._store_id = store_id
+        self._clock = clock
+        database = target.database
+        self._place = Place.of(
+            database.url, database.backup_password or database.password, user=database.backup_user
+        )
+        self._root = Path(self._settings.directory) / target.name if self._settings.directory else None
+
+    def reachable_level(self) -> int:
+        """The highest proof level that this configuration can reach; a reference's level is its own word."""
+        if self._settings.command:
+            return 5
+        if self._root is None:
+            return 0
+        return 4 if self._target.scratch.url or self._target.scratch.same_server else 2
+
+    async def take(
+        self, run: str, purpose: str, *, tables: tuple[str, ...], timeout_s: float, on_progress: ProgressSink
+    ) -> BackupRecord:
+        """Take a backup; of these tables alone where any are named (a reference always covers everything)."""
+        if self._settings.command and not tables:
+            return await self._reference(run, purpose, timeout_s)
+        if self._root is None:
+            raise PermanentError("no folder for backups is configured: set 'backup.directory'")
+        backup_id = self._clock.new_id("backup")
+        final = self._root / backup_id
+        partial = self._root / f"{files.PARTIAL}{backup_id}"
+        try:
+            partial.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise PermanentError(f"the backup folder {partial.parent} can't be written: {error.strerror}") from None
+        try:
+            manifest = await self._dump(backup_id, run, purpose, partial, tables, timeout_s, on_progress)
+            (partial / ".lock").unlink(missing_ok=True)
+            await asyncio.to_thread(files.complete, partial, final, manifest)
+        except OSError as error:
+            raise PermanentError(f"the backup can't be written to {partial}: {error.strerror}") from None
+        finally:
+            if partial.exists() and not pg_tools.is_in_use(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+        record = files.record_of(final)
+        if record is None:
+            raise PermanentError(f"the backup {final} vanished right after it was written")
+        return record
+
+    async def _dump(
+        self,
+        backup_id: str,
+        run: str,
+        purpose: str,
+        partial: Path,
+        tables: tuple[str, ...],
+        timeout_s: float,
+        on_progress: ProgressSink,
+    ) -> files.Manifest:
+        pg_dump = pg_tools.find_tool("pg_dump", self._target.database.binaries)
+        major, tool = await pg_tools.tool_version(pg_dump)
+        application = f"rollbackd {backup_id}"
+        connection = await connect(self._place, self._target.database.connect_timeout, {"row_security": "off"})
+        try:
+            server_version = int(await connection.fetchval("SELECT current_setting('server_version_num')::int"))
+            if major < server_version // 10_000:
+                raise PermanentError(
+                    f"pg_dump is of version {major}, older than the server's {server_version // 10_000}:"
+                    " set 'database.binaries' to the folder of a newer one"
+                )
+            size = float(await connection.fetchval("SELECT pg_database_size(current_database())"))
+            # The holder only reads and stays open until the dump is done: its snapshot is the dump's.
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
+                heads = await self._heads(connection)
+                counts = await self._count(connection, tables)
+                watch = _Waiters(self._place, application, self._target.database.connect_timeout)
+
+                async def tick() -> None:
+                    written = sum(p.stat().st_size for p in partial.glob("*.dump"))
+                    await on_progress(Progress(done=float(written), total=0 if tables else size, unit="bytes"))
+                    await watch.yield_to_waiters()
+
+                common = [
+                    str(pg_dump),
+                    "--format=custom",
+                    f"--compress={self._compression(major)}",
+                    "--no-password",
+                    f"--lock-wait-timeout={LOCK_WAIT_MS}",
+                    f"--snapshot={snapshot}",
+                    f"--dbname={self._place.database}",
+                ]
+                jobs = [(WHOLE, [])]
+                if tables:
+                    named = [f"--table={_pattern(table)}" for table in tables]
+                    jobs = [(SCHEMA, ["--schema-only"]), (TABLES, ["--data-only", *named])]
+                try:
+                    for name, more in jobs:
+                        argv = [*common, *more, f"--file={partial / name}"]
+                        await pg_tools.run_tool(argv, self._place, partial, timeout_s, tick, application)
+                finally:
+                    await watch.close()
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise PermanentError(
+                f"the role {self._place.user} can't read everything ({error}): a backup needs pg_read_all_data, and"
+                " BYPASSRLS where row security is on"
+            ) from None
+        finally:
+            await connection.close(timeout=5)
+        entries = [await asyncio.to_thread(files.describe_file, partial / name) for name, _ in jobs]
+        return files.Manifest(
+            id=backup_id,
+            target=self._target.name,
+            run=run,
+            purpose=purpose,
+            created_at=self._clock.now(),
+            tool=tool,
+            server_version=server_version,
+            heads=heads,
+            tables=tables,
+            counts=counts,
+            files=tuple(entries),
+        )
+
+    async def prove(self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink) -> BackupRecord:
+        """Prove a backup: L2 by reading it in full, L4 by restoring it and counting."""
+        if backup.location.startswith("reference:"):
+            if backup.level < level:
+                raise PermanentError(f"the backup {backup.location} is of L{backup.level} by its own word; L{level} is asked for")
+            return backup
+        folder = Path(backup.location)
+        if not await asyncio.to_thread(files.is_whole, folder):
+            raise PermanentError(f"the backup {folder} isn't whole any more: a file is missing or was changed")
+        if backup.level >= level:
+            return backup
+        pg_restore = pg_tools.find_tool("pg_restore", self._target.database.binaries)
+        work = folder / ".proof"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(mode=0o700)
+        try:
+            for dump in sorted(folder.glob("*.dump")):
+                await pg_tools.run_tool([str(pg_restore), "--file=/dev/null", str(dump)], self._place, work, timeout_s)
+            proved, text = 2, "read in full"
+            if level > proved:
+                await self._restore_and_count(backup, folder, pg_restore, work, timeout_s, on_progress)
+                proved, text = 4, "restored into scratch; the rows of every counted table are equal to those of its own snapshot"
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        proof = files.Proof(level=proved, at=self._clock.now(), text=text)
+        await asyncio.to_thread(files.write_durably, folder / files.PROOF, msgspec.json.encode(proof))
+        return msgspec.structs.replace(backup, level=proved)
+
+    async def _restore_and_count(
+        self, backup: BackupRecord, folder: Path, pg_restore: Path, work: Path, timeout_s: float, on_progress: ProgressSink
+    ) -> None:
+        total = float(sum(count.rows for count in backup.counts))
+        async with scratch_database(self._target, self._store_id) as place:
+            common = [str(pg_restore), "--no-owner", "--no-privileges", "--exit-on-error", "--no-password", f"--dbname={place.database}"]
+            jobs = [[f"--jobs={RESTORE_JOBS}", str(folder / WHOLE)]]
+            if backup.tables:
+                # The tables' rows alone, into the tables as they were: keys and indexes would only slow it down.
+                jobs = [["--section=pre-data", str(folder / SCHEMA)], ["--data-only", str(folder / TABLES)]]
+            for more in jobs:
+                await pg_tools.run_tool([*common, *more], place, work, timeout_s)
+            connection = await connect(place, self._target.database.connect_timeout)
+            try:
+                names = tuple(count.table for count in backup.counts)
+                restored = {c.table: c for c in await count_tables(connection, timeout_s, len(names) + 1, names)}
+            finally:
+                await connection.close(timeout=5)
+        await on_progress(Progress(done=float(sum(c.rows for c in restored.values())), total=total, unit="rows"))
+        for expected in backup.counts:
+            found = restored.get(expected.table)
+            if found is None or found.rows != expected.rows:
+                raise PermanentError(
+                    f"the backup {backup.id} is short: {expected.table} held {expected.rows} rows in the snapshot, the restored"
+                    f" copy has {found.rows if found else 'no such table'}"
+                )
+
+    async def is_whole(self, backup: BackupRecord) -> bool:
+        """Whether its files are there as the manifest says; a reference is believed."""
+        if backup.location.startswith("reference:"):
+            return True
+        return await asyncio.to_thread(files.is_whole, Path(backup.location))
+
+    async def find(self, run: str, purpose: str) -> BackupRecord | None:
+        """The complete backup of this run and purpose that lies on disk, if there is one."""
+        found = [record for record in self._on_disk() if record.run == run and record.purpose == purpose]
+        return found[-1] if found else None
+
+    def _on_disk(self) -> list[BackupRecord]:
+        if self._root is None or not self._root.is_dir():
+            return []
+        folders = sorted(p for p in self._root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return [record for folder in folders if (record := files.record_of(folder)) is not None]
+
+    async def prune(self, backups: list[BackupRecord]) -> list[BackupRecord]:
+        """Remove what the retention no longer keeps; return what was removed. `keep_at_least` counts whole backups."""
+        newest = sorted((b for b in backups if b.removed_at is None), key=lambda b: b.created_at, reverse=True)
+        kept = {b.id for b in [b for b in newest if not b.tables][: self._settings.keep_at_least]}
+        horizon = self._clock.now() - timedelta(seconds=self._settings.keep)
+        removed = []
+        for backup in newest:
+            if backup.id in kept or backup.created_at >= horizon or backup.location.startswith("reference:"):
+                continue
+            folder = Path(backup.location)
+            # Only what lies in our own folder is ours to remove, whatever the record says.
+            if self._root is not None and folder.parent == self._root and folder.is_dir() and not folder.is_symlink():
+                await asyncio.to_thread(files.remove, folder)
+            removed.append(msgspec.structs.replace(backup, removed_at=self._clock.now()))
+        return removed
+
+    async def sweep(self) -> list[str]:
+        """Remove what a crash left: partial dumps that nobody works on, scratch databases of this store."""
+        swept: list[str] = []
+        if self._root is not None and self._root.is_dir():
+            for partial in self._root.glob(f"{files.PARTIAL}*"):
+                if not pg_tools.is_in_use(partial):
+                    shutil.rmtree(partial, ignore_errors=True)
+                    swept.append(partial.name)
+        if self._target.scratch.url or self._target.scratch.same_server:
+            swept += await sweep_scratch(self._target, self._store_id)
+        return swept
+
+    async def readiness(self) -> tuple[Finding, ...]:
+        """What check-config and the look before a run say of backups."""
+        return (await self._tools(), await self._disk(), await self._scratch(), await self._role())
+
+    def restore_commands(self, backup: BackupRecord) -> list[str]:
+        """The commands that bring data back out of this backup, into a database beside the guarded one."""
+        if backup.location.startswith("reference:"):
+            return [f"# restore {backup.location.removeprefix('reference:')} with the tool that made it"]
+        side = f"{self._place.database}_restored"
+        at = f"--host={self._place.host} --port={self._place.port} --username={self._place.user}"
+        create = f"createdb {at} {side}"
+        if not backup.tables:
+            return [create, f"pg_restore {at} --dbname={side} --no-owner --exit-on-error {backup.location}/{WHOLE}"]
+        return [
+            create,
+            f"pg_restore {at} --dbname={side} --no-owner --section=pre-data --exit-on-error {backup.location}/{SCHEMA}",
+            f"pg_restore {at} --dbname={side} --data-only --exit-on-error {backup.location}/{TABLES}",
+        ]
+
+    async def _tools(self) -> Finding:
+        if self._settings.command:
+            found = shutil.which(self._settings.command[0])
+            outcome = Outcome.PASSED if found else Outcome.FAILED
+            return Finding(check="backup.tools", outcome=outcome, text=f"by reference: {self._settings.command[0]}")
+        try:
+            pg_dump = pg_tools.find_tool("pg_dump", self._target.database.binaries)
+            pg_tools.find_tool("pg_restore", self._target.database.binaries)
+            major, line = await pg_tools.tool_version(pg_dump)
+            connection = await connect(self._place, self._target.database.connect_timeout)
+            try:
+                server = int(await connection.fetchval("SELECT current_setting('server_version_num')::int")) // 10_000
+            finally:
+                await connection.close(timeout=5)
+        except (RollbackdError, OSError) as error:
+            return Finding(check="backup.tools", outcome=Outcome.FAILED, text=str(error))
+        if major < server:
+            text = f"pg_dump is of version {major}, older than the server's {server}: set 'database.binaries'"
+            return Finding(check="backup.tools", outcome=Outcome.FAILED, text=text)
+        return Finding(check="backup.tools", outcome=Outcome.PASSED, text=f"{line}, server {server}")
+
+    async def _disk(self) -> Finding:
+        check = "backup.disk"
+        if self._root is None:
+            if self._settings.command:
+                return Finding(check=check, outcome=Outcome.PASSED, text="backups lie elsewhere")
+            return Finding(check=check, outcome=Outcome.FAILED, text="no way to take a backup: set 'backup.directory'")
+        existing = next((p for p in (self._root, *self._root.parents) if p.is_dir()), Path("/"))
+        if not os.access(existing, os.W_OK):
+            return Finding(check=check, outcome=Outcome.FAILED, text=f"{existing} can't be written by this user")
+        free = shutil.disk_usage(existing).free
+        try:
+            connection = await connect(self._place, self._target.database.connect_timeout)
+            try:
+                size = int(await connection.fetchval("SELECT pg_database_size(current_database())"))
+            finally:
+                await connection.close(timeout=5)
+        except RollbackdError as error:
+            return Finding(check=check, outcome=Outcome.UNKNOWN, text=str(error))
+        text = f"{free / 1e9:.1f} GB free at {existing}, the database takes {size / 1e9:.1f} GB"
+        # A dump is mostly smaller than its database, never much larger.
+        return Finding(check=check, outcome=Outcome.PASSED if free > size else Outcome.FAILED, text=text)
+
+    async def _scratch(self) -> Finding:
+        check = "backup.scratch"
+        if self._settings.command:
+            return Finding(check=check, outcome=Outcome.PASSED, text="a referenced backup is proved by its own tool")
+        try:
+            reason = await may_create_scratch(self._target)
+        except RollbackdError as error:
+            return Finding(check=check, outcome=Outcome.FAILED, text=f"scratch: {error}")
+        if reason:
+            outcome = Outcome.FAILED if self._target.policy.backup_level > 2 else Outcome.WARNED  # noqa: PLR2004 - L2
+            return Finding(check=check, outcome=outcome, text=reason)
+        return Finding(check=check, outcome=Outcome.PASSED, text="scratch databases may be created")
+
+    async def _role(self) -> Finding:
+        check = "backup.role"
+        if self._settings.command:
+            return Finding(check=check, outcome=Outcome.PASSED, text="not used")
+        try:
+            connection = await connect(self._place, self._target.database.connect_timeout)
+        except RollbackdError as error:
+            return Finding(check=check, outcome=Outcome.FAILED, text=str(error))
+        try:
+            hidden = await connection.fetch(
+                "SELECT format('%I.%I', n.nspname, c.relname), row_security_active(c.oid) FROM pg_class c"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')"
+                " AND n.nspname !~ '^(pg_|information_schema$)'"
+                " AND (row_security_active(c.oid) OR NOT has_table_privilege(c.oid, 'SELECT')) ORDER BY 1 LIMIT 6"
+            )
+        finally:
+            await connection.close(timeout=5)
+        if hidden:
+            names = ", ".join(row[0] for row in hidden)
+            text = f"rows of {names} are hidden from {self._place.user}: grant pg_read_all_data, and BYPASSRLS where row security is on"
+            return Finding(check=check, outcome=Outcome.FAILED, text=text)
+        return Finding(check=check, outcome=Outcome.PASSED, text=f"{self._place.user} may read every table")
+
+    async def _reference(self, run: str, purpose: str, timeout_s: float) -> BackupRecord:
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "HOME": os.environ.get("HOME", "/"),
+            "ROLLBACKD_TARGET": self._target.name,
+            "ROLLBACKD_RUN": run,
+        }
+        ended = await run_command(self._settings.command, timeout_s, environment)
+        if ended.code != 0:
+            raise PermanentError(f"{self._settings.command[0]} ended with exit code {ended.code}: {ended.last_words()}")
+        try:
+            answer: dict[str, Any] = json.loads(ended.stdout)
+            reference, level = str(answer["reference"]), int(answer["level"])
+            size = int(answer.get("size_bytes", 0))
+        except (ValueError, KeyError, TypeError):
+            raise PermanentError(
+                f'{self._settings.command[0]} must print {{"reference": "...", "level": 0-5}} as JSON, and didn\'t'
+            ) from None
+        connection = await connect(self._place, self._target.database.connect_timeout)
+        try:
+            heads = await self._heads(connection)
+        finally:
+            await connection.close(timeout=5)
+        return BackupRecord(
+            id=self._clock.new_id("backup"),
+            target=self._target.name,
+            run=run,
+            purpose=purpose,
+            created_at=self._clock.now(),
+            location=f"reference:{reference}",
+            level=level,
+            size_bytes=size,
+            heads=heads,
+            counts=(),
+            tool=self._settings.command[0],
+        )
+
+    async def _heads(self, connection: asyncpg.Connection) -> tuple[str, ...]:
+        migrations = self._target.migrations
+        parts = [part for part in (migrations.version_table_schema, migrations.version_table) if part]
+        name = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+        if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+            return ()
+        rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted above
+        return tuple(row[0] for row in rows)
+
+    async def _count(self, connection: asyncpg.Connection, tables: tuple[str, ...]) -> tuple[TableCount, ...]:
+        names = tuple(table if "." in table else f"public.{table}" for table in tables)
+        counts = await count_tables(connection, self._settings.count_budget, 100_000, names)
+        return tuple(count for count in counts if count.exact)
+
+    def _compression(self, major: int) -> str:
+        # Before 16, --compress takes a number alone.
+        return self._settings.compression if major >= 16 else self._settings.compression.rpartition(":")[2]  # noqa: PLR2004
+
+
+class _Waiters:
+    """Looks whether anybody waits for the dump's locks; a dump yields rather than queue a deploy behind itself."""
+
+    def __init__(self, place: Place, application: str, timeout_s: float) -> None:
+        self._place = place
+        self._application = application
+        self._timeout_s = timeout_s
+        self._connection: asyncpg.Connection | None = None
+        self._since = 0.0
+
+    async def yield_to_waiters(self) -> None:
+        if self._connection is None:
+            self._connection = await connect(self._place, self._timeout_s)
+        waiting = await self._connection.fetchval(
+            "SELECT string_agg(w.pid::text, ', ') FROM pg_stat_activity w WHERE w.wait_event_type = 'Lock' AND EXISTS"
+            " (SELECT 1 FROM unnest(pg_blocking_pids(w.pid)) b JOIN pg_stat_activity d ON d.pid = b"
+            " WHERE d.application_name = $1)",
+            self._application,
+        )
+        now = asyncio.get_running_loop().time()
+        if not waiting:
+            self._since = 0.0
+        elif not self._since:
+            self._since = now
+        elif now - self._since > YIELD_AFTER_S:
+            raise TransientError(f"the dump made way: sessions {waiting} waited for its locks")
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close(timeout=5)
+
+
+def _pattern(table: str) -> str:
+    """A pg_dump --table pattern that matches exactly this table, whatever characters it has."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in table.split("."))

@@ -1,0 +1,132 @@
+"""A backup on disk: a folder that either is complete, with its manifest, or isn't there."""
+
+import hashlib
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from rollbackd.core.records import BackupRecord, TableCount
+
+MANIFEST = "manifest.json"
+PROOF = "proof.json"
+PARTIAL = ".partial-"
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a backup."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup is. Written last: a folder without one is no backup."""
+
+    id: str
+    target: str
+    run: str
+    purpose: str
+    created_at: datetime
+    tool: str
+    server_version: int
+    heads: tuple[str, ...]
+    tables: tuple[str, ...]
+    counts: tuple[TableCount, ...]
+    files: tuple[FileEntry, ...]
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """To which level a backup was proved, when and how."""
+
+    level: int
+    at: datetime
+    text: str
+
+
+def complete(partial: Path, final: Path, manifest: Manifest) -> None:
+    """Make a finished dump a backup: files to disk, manifest to disk, one rename, folder to disk."""
+    for entry in manifest.files:
+        sync(partial / entry.name)
+    write_durably(partial / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    sync(partial)
+    partial.rename(final)
+    sync(final.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole after a power loss, or not at all."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(data)
+    sync(beside)
+    beside.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(name=path.name, size_bytes=path.stat().st_size, sha256=digest)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a backup folder; None where there is none or it is damaged."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of the manifest is there with its size and digest. Reads everything."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    try:
+        return all(describe_file(folder / entry.name) == entry for entry in manifest.files)
+    except OSError:
+        return False
+
+
+def record_of(folder: Path) -> BackupRecord | None:
+    """A backup folder as a record; None where it is none."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    try:
+        level = msgspec.json.decode((folder / PROOF).read_bytes(), type=Proof).level
+    except (OSError, msgspec.DecodeError):
+        level = 1
+    return BackupRecord(
+        id=manifest.id,
+        target=manifest.target,
+        run=manifest.run,
+        purpose=manifest.purpose,
+        created_at=manifest.created_at,
+        location=str(folder),
+        level=level,
+        size_bytes=sum(entry.size_bytes for entry in manifest.files),
+        heads=manifest.heads,
+        counts=manifest.counts,
+        tables=manifest.tables,
+        tool=manifest.tool,
+    )
+
+
+def remove(folder: Path) -> None:
+    """Remove a backup folder: its manifest first, so that what is left over is no backup."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)

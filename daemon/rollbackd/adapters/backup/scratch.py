@@ -1,0 +1,96 @@
+"""Scratch databases: of our own making, marked as ours, and gone when the proof is done."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import msgspec
+
+from rollbackd.adapters.postgres.connection import Place, connect
+from rollbackd.errors import PermanentError
+from rollbackd.settings import Target
+
+PREFIX = "rollbackd_scratch_"
+
+
+def scratch_server(target: Target) -> Place:
+    """Where scratch databases are made.
+
+    Raises:
+        PermanentError: when no server is configured and the guarded one isn't allowed.
+    """
+    scratch, database = target.scratch, target.database
+    if scratch.url:
+        return Place.of(scratch.url, scratch.password)
+    if scratch.same_server:
+        return Place.of(database.url, database.password)
+    raise PermanentError(
+        "no scratch server is configured, so no backup can be proved: set 'scratch.url', or allow the guarded server with"
+        " 'scratch.same_server = true'"
+    )
+
+
+def mark(store_id: str) -> str:
+    """The comment that makes a database ours."""
+    return f"rollbackd scratch of {store_id}: may be dropped"
+
+
+@asynccontextmanager
+async def scratch_database(target: Target, store_id: str) -> AsyncIterator[Place]:
+    """An empty marked database, dropped at the end whatever happens.
+
+    Raises:
+        PermanentError: when the role may not create databases.
+    """
+    server = scratch_server(target)
+    name = PREFIX + secrets.token_hex(6)
+    admin = await connect(server, target.database.connect_timeout)
+    try:
+        try:
+            await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        except asyncpg.InsufficientPrivilegeError:
+            raise PermanentError(
+                f"the role {server.user} may not create scratch databases at {server.host}:{server.port}:"
+                f" ALTER ROLE {server.user} CREATEDB, or give another role in 'scratch'"
+            ) from None
+        try:
+            await admin.execute(f"COMMENT ON DATABASE \"{name}\" IS '{mark(store_id)}'")
+            yield msgspec.structs.replace(server, database=name)
+        finally:
+            await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    finally:
+        await admin.close(timeout=5)
+
+
+async def may_create_scratch(target: Target) -> str:
+    """Empty if the configured role may create scratch databases; otherwise the reason why not."""
+    try:
+        server = scratch_server(target)
+    except PermanentError as error:
+        return str(error)
+    connection = await connect(server, target.database.connect_timeout)
+    try:
+        allowed = await connection.fetchval("SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user")
+    finally:
+        await connection.close(timeout=5)
+    if allowed:
+        return ""
+    return f"the role {server.user} may not create databases: ALTER ROLE {server.user} CREATEDB, or give another role in 'scratch'"
+
+
+async def sweep_scratch(target: Target, store_id: str) -> list[str]:
+    """Drop what a crash left: databases with our prefix and our own mark. Returns their names."""
+    server = scratch_server(target)
+    connection = await connect(server, target.database.connect_timeout)
+    try:
+        rows = await connection.fetch(
+            "SELECT datname FROM pg_database WHERE starts_with(datname, $1) AND shobj_description(oid, 'pg_database') = $2",
+            PREFIX,
+            mark(store_id),
+        )
+        for row in rows:
+            await connection.execute(f'DROP DATABASE IF EXISTS "{row[0]}" WITH (FORCE)')
+    finally:
+        await connection.close(timeout=5)
+    return [row[0] for row in rows]

@@ -1,0 +1,362 @@
+"""The port `DatabaseReader` on asyncpg. One connection is kept while it is in use and closed when nothing is watched."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from rollbackd.adapters.postgres.catalog import read_schema
+from rollbackd.adapters.postgres.connection import Place, connect
+from rollbackd.adapters.worker.child import LOCK_KEY
+from rollbackd.core.checks import Finding, Outcome
+from rollbackd.core.records import TableCount
+from rollbackd.core.schema import Schema
+from rollbackd.errors import PermanentError, TransientError
+from rollbackd.ports import DatabaseIdentity
+from rollbackd.settings import Target
+
+STATEMENT_TIMEOUT_MS = 30_000
+LONG_TRANSACTION_S = 60
+
+
+class PostgresReader:
+    """Reads one guarded database. Calls take turns on one connection."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._place = Place.of(target.database.url, target.database.password)
+        self._connection: asyncpg.Connection | None = None
+        self._turn = asyncio.Lock()
+        table = target.migrations.version_table
+        schema = target.migrations.version_table_schema
+        self._version_table = f"{_quoted(schema)}.{_quoted(table)}" if schema else _quoted(table)
+
+    async def identity(self) -> DatabaseIdentity:
+        """Which database this is; refuses a standby."""
+        async with self._reading() as connection:
+            row = await connection.fetchrow(
+                "SELECT pg_is_in_recovery(), current_database(), (SELECT system_identifier::text FROM pg_control_system()),"
+                " (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),"
+                " current_setting('server_version_num')::int"
+            )
+        if row[0]:
+            raise PermanentError(f"{self._place.text()} is a standby: 'database.url' must name the primary")
+        return DatabaseIdentity(system_identifier=row[2], database=row[1], oid=row[3], server_version=row[4])
+
+    async def heads(self) -> tuple[str, ...]:
+        """The rows of the version table, sorted; empty where the table isn't there yet."""
+        async with self._reading() as connection:
+            return await self._heads(connection)
+
+    async def _heads(self, connection: asyncpg.Connection) -> tuple[str, ...]:
+        if await connection.fetchval("SELECT to_regclass($1)", self._version_table) is None:
+            return ()
+        rows = await connection.fetch(f"SELECT version_num FROM {self._version_table} ORDER BY 1")  # noqa: S608 - quoted
+        return tuple(row[0] for row in rows)
+
+    async def schema(self) -> Schema:
+        """The catalog of all user schemas."""
+        async with self._reading() as connection:
+            return await read_schema(connection)
+
+    async def counts(self, budget_s: float, most_tables: int, tables: tuple[str, ...] = ()) -> tuple[TableCount, ...]:
+        """Rows by table: exact, smallest tables first, until the budget is spent; estimates for the rest.
+
+        Each count is its own short statement, so that no snapshot and no lock is held over many tables.
+        """
+        async with self._reading() as connection:
+            found = await count_tables(connection, budget_s, most_tables, tables)
+        # A downgrade changes the version table's rows; that is checked by itself.
+        return tuple(c for c in found if c.table.rpartition(".")[2] != self._target.migrations.version_table)
+
+    async def wait_for_migration_lock(self, timeout_s: float) -> bool:
+        """Wait until no session holds the migration lock; False when one still does after `timeout_s` seconds."""
+        until = time.monotonic() + timeout_s
+        async with self._reading() as connection:
+            while True:
+                if await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+                    await connection.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
+                    return True
+                if time.monotonic() >= until:
+                    return False
+                await asyncio.sleep(0.2)
+
+    async def findings_before(self) -> tuple[Finding, ...]:
+        """What could stand in the way of a downgrade: hidden rows, long transactions, prepared transactions."""
+        async with self._reading() as connection:
+            return (
+                await _row_security(connection),
+                await _long_transactions(connection),
+                await _prepared_transactions(connection),
+            )
+
+    async def findings_after(
+        self, lossy_tables: tuple[str, ...], counts_before: tuple[TableCount, ...]
+    ) -> tuple[Finding, ...]:
+        """The data checks: counts, orphans, invalid indexes, constraints that aren't validated, sequences."""
+        async with self._reading() as connection:
+            counted = tuple(c.table for c in counts_before if c.exact)
+            after = await count_tables(connection, self._target.counting.budget, self._target.counting.most_tables, counted)
+            return (
+                _counts(counts_before, after, lossy_tables),
+                await _orphans(connection),
+                await _invalid_indexes(connection),
+                await _sequences(connection),
+            )
+
+    async def own_checks(self) -> tuple[Finding, ...]:
+        """The target's own checks: queries that must return no row."""
+        findings = []
+        for check in self._target.checks:
+            name = f"own:{check.name}"
+            async with self._reading() as connection:
+                try:
+                    async with connection.transaction(readonly=True):
+                        rows = await connection.fetch(check.sql, timeout=float(check.timeout))
+                except (asyncpg.PostgresError, TimeoutError) as error:
+                    findings.append(_finding(name, Outcome.UNKNOWN, f"couldn't be made: {str(error) or 'it took too long'}"))
+                    continue
+            if rows:
+                details = tuple(str(dict(row)) for row in rows[:5])
+                findings.append(_finding(name, Outcome.FAILED, f"{len(rows)} rows, and there should be none", details))
+            else:
+                findings.append(_finding(name, Outcome.PASSED, "no rows, as it should be"))
+        return tuple(findings)
+
+    async def rights(self) -> tuple[Finding, ...]:
+        """What the configured role may do, for check-config."""
+        async with self._reading() as connection:
+            table = await connection.fetchrow(
+                "SELECT pg_has_role(c.relowner, 'USAGE'), c.relowner::regrole::text, current_user::text FROM pg_class c"
+                " WHERE c.oid = to_regclass($1)",
+                self._version_table,
+            )
+            first = await connection.fetchval("SELECT pg_backend_pid()")
+            same_backend = first == await connection.fetchval("SELECT pg_backend_pid()")
+            row_security = await _row_security(connection)
+            prefixed = await _foreign_owners(connection)
+        if table is None:
+            owner = _finding("version_table", Outcome.WARNED, f"there is no {self._version_table} yet")
+        elif table[0]:
+            owner = _finding("version_table", Outcome.PASSED, f"{self._version_table} may be written by {table[2]}")
+        else:
+            text = f"{self._version_table} belongs to {table[1]}, and {table[2]} isn't a member: downgrades would fail"
+            owner = _finding("version_table", Outcome.FAILED, text)
+        if same_backend:
+            pooled = _finding("direct_connection", Outcome.PASSED, "each statement met the same server process")
+        else:
+            text = "statements meet different server processes: a pooler in transaction mode; give the direct address"
+            pooled = _finding("direct_connection", Outcome.FAILED, text)
+        return (owner, prefixed, pooled, row_security)
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        async with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close(timeout=5)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[asyncpg.Connection]:
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await connect(
+                    self._place,
+                    self._target.database.connect_timeout,
+                    {"statement_timeout": str(STATEMENT_TIMEOUT_MS), "default_transaction_read_only": "on"},
+                )
+            try:
+                yield self._connection
+            except asyncpg.InsufficientPrivilegeError as error:
+                raise PermanentError(f"{self._place.text()}: {self._place.user} lacks a right: {error}") from None
+            except asyncpg.QueryCanceledError as error:
+                raise TransientError(f"{self._place.text()}: {error}") from None
+            except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
+                self._connection = None
+                raise TransientError(f"the connection to {self._place.text()} was lost: {error}") from None
+
+
+async def count_tables(
+    connection: asyncpg.Connection, budget_s: float, most_tables: int, tables: tuple[str, ...] = ()
+) -> tuple[TableCount, ...]:
+    """Count on any connection; `tables` restricts to these names (`schema.table`)."""
+    rows = await connection.fetch(
+        "SELECT n.nspname, c.relname, greatest(c.reltuples, 0)::bigint, c.oid FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname !~ '^(pg_|information_schema$|rollbackd)'"
+        " AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY($1)) ORDER BY c.relpages, 1, 2",
+        list(tables) or None,
+    )
+    until = time.monotonic() + budget_s
+    counts: list[TableCount] = []
+    for schema, table, estimate, _ in rows:
+        left_s = until - time.monotonic()
+        name = f"{schema}.{table}"
+        if left_s <= 0 or len(counts) >= most_tables:
+            counts.append(TableCount(table=name, rows=estimate, exact=False))
+            continue
+        try:
+            query = f"SELECT count(*) FROM {_quoted(schema)}.{_quoted(table)}"  # noqa: S608 - both are quoted
+            counts.append(TableCount(table=name, rows=await connection.fetchval(query, timeout=left_s), exact=True))
+        except (TimeoutError, asyncpg.QueryCanceledError):
+            counts.append(TableCount(table=name, rows=estimate, exact=False))
+    return tuple(sorted(counts, key=lambda c: c.table))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _finding(check: str, outcome: Outcome, text: str, details: tuple[str, ...] = ()) -> Finding:
+    return Finding(check=check, outcome=outcome, text=text, details=details)
+
+
+async def _row_security(connection: asyncpg.Connection) -> Finding:
+    hidden = await connection.fetch(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND row_security_active(c.oid) ORDER BY 1"
+    )
+    if not hidden:
+        return _finding("row_security", Outcome.PASSED, "no row is hidden from this role")
+    names = ", ".join(row[0] for row in hidden[:5])
+    return _finding(
+        "row_security",
+        Outcome.FAILED,
+        f"row security hides rows of {names} from this role: counts and backups would be short; use a role with BYPASSRLS"
+        " or the table's owner",
+        tuple(row[0] for row in hidden),
+    )
+
+
+async def _foreign_owners(connection: asyncpg.Connection) -> Finding:
+    rows = await connection.fetch(
+        "SELECT format('%I.%I belongs to %s', n.nspname, c.relname, c.relowner::regrole) FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')"
+        " AND n.nspname !~ '^(pg_|information_schema$)' AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1"
+    )
+    if rows:
+        text = f"{len(rows)} tables belong to somebody else: a downgrade that alters them would fail"
+        return _finding("ownership", Outcome.WARNED, text, tuple(row[0] for row in rows[:10]))
+    return _finding("ownership", Outcome.PASSED, "every table may be altered by this role")
+
+
+async def _long_transactions(connection: asyncpg.Connection) -> Finding:
+    rows = await connection.fetch(
+        "SELECT pid, usename, state, extract(epoch FROM now() - xact_start)::int FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND xact_start < now() - make_interval(secs => $1) ORDER BY xact_start",
+        float(LONG_TRANSACTION_S),
+    )
+    if rows:
+        details = tuple(f"pid {r[0]} ({r[1]}) {r[2]}, for {r[3]} s" for r in rows[:10])
+        text = f"{len(rows)} transactions are open for more than {LONG_TRANSACTION_S} s and may hold locks"
+        return _finding("long_transactions", Outcome.WARNED, text, details)
+    return _finding("long_transactions", Outcome.PASSED, f"no transaction is open for more than {LONG_TRANSACTION_S} s")
+
+
+async def _prepared_transactions(connection: asyncpg.Connection) -> Finding:
+    rows = await connection.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+    if rows:
+        text = f"{len(rows)} prepared transactions hold their locks until somebody ends them"
+        return _finding("prepared_transactions", Outcome.WARNED, text, tuple(r[0] for r in rows[:10]))
+    return _finding("prepared_transactions", Outcome.PASSED, "none")
+
+
+def _counts(before: tuple[TableCount, ...], after: tuple[TableCount, ...], lossy: tuple[str, ...]) -> Finding:
+    now = {c.table: c for c in after}
+    planned = {name if "." in name else f"public.{name}" for name in lossy}
+    lost: list[str] = []
+    noted: list[str] = []
+    compared = 0
+    for old in before:
+        new = now.get(old.table)
+        if not old.exact or (new is not None and not new.exact):
+            continue
+        compared += 1
+        if new is None:
+            if old.table not in planned and old.rows:
+                lost.append(f"{old.table}: {old.rows} rows before, and the table is gone")
+            elif old.table in planned:
+                noted.append(f"{old.table}: dropped, as planned ({old.rows} rows before)")
+        elif new.rows < old.rows:
+            line = f"{old.table}: {old.rows} rows before, {new.rows} now"
+            (noted if old.table in planned else lost).append(line)
+    if lost:
+        return _finding("row_counts", Outcome.FAILED, f"{len(lost)} tables hold fewer rows, and no plan said so", tuple(lost))
+    if not compared:
+        return _finding("row_counts", Outcome.UNKNOWN, "nothing was counted exactly before")
+    return _finding("row_counts", Outcome.PASSED, f"{compared} tables compared, none lost a row unplanned", tuple(noted))
+
+
+async def _orphans(connection: asyncpg.Connection) -> Finding:
+    keys = await connection.fetch(
+        "SELECT k.conname, format('%I.%I', cn.nspname, c.relname), format('%I.%I', pn.nspname, p.relname),"
+        " (SELECT array_agg(quote_ident(a.attname) ORDER BY o.i) FROM unnest(k.conkey) WITH ORDINALITY o(n, i)"
+        "   JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = o.n),"
+        " (SELECT array_agg(quote_ident(a.attname) ORDER BY o.i) FROM unnest(k.confkey) WITH ORDINALITY o(n, i)"
+        "   JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = o.n)"
+        " FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace"
+        " JOIN pg_class p ON p.oid = k.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace"
+        " WHERE k.contype = 'f' AND k.conparentid = 0 AND cn.nspname !~ '^(pg_|rollbackd)' ORDER BY 2, 1"
+    )
+    found: list[str] = []
+    unknown: list[str] = []
+    for name, child, parent, child_columns, parent_columns in keys:
+        present = " AND ".join(f"c.{column} IS NOT NULL" for column in child_columns)
+        match = " AND ".join(f"p.{pc} = c.{cc}" for pc, cc in zip(parent_columns, child_columns, strict=True))
+        query = (
+            f"SELECT count(*) FROM {child} c WHERE {present}"  # noqa: S608 - identifiers are quoted by the server
+            f" AND NOT EXISTS (SELECT 1 FROM {parent} p WHERE {match})"
+        )
+        try:
+            orphans = await connection.fetchval(query)
+        except asyncpg.QueryCanceledError:
+            unknown.append(f"{child}.{name}: took longer than {STATEMENT_TIMEOUT_MS // 1000} s")
+            continue
+        if orphans:
+            found.append(f"{child}.{name}: {orphans} rows point to nothing in {parent}")
+    if found:
+        return _finding("orphans", Outcome.FAILED, f"{len(found)} foreign keys have orphans", tuple(found))
+    if unknown:
+        return _finding("orphans", Outcome.UNKNOWN, f"{len(unknown)} foreign keys couldn't be checked in time", tuple(unknown))
+    return _finding("orphans", Outcome.PASSED, f"no orphans in {len(keys)} foreign keys")
+
+
+async def _invalid_indexes(connection: asyncpg.Connection) -> Finding:
+    rows = await connection.fetch(
+        "SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND n.nspname !~ '^(pg_|rollbackd)' ORDER BY 1"
+    )
+    if rows:
+        text = f"{len(rows)} indexes are invalid: drop each concurrently and build it again"
+        return _finding("invalid_indexes", Outcome.FAILED, text, tuple(r[0] for r in rows))
+    return _finding("invalid_indexes", Outcome.PASSED, "none")
+
+
+async def _sequences(connection: asyncpg.Connection) -> Finding:
+    rows = await connection.fetch(
+        "SELECT format('%I.%I', sn.nspname, s.relname), format('%I.%I', tn.nspname, t.relname), quote_ident(a.attname)"
+        " FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace"
+        " JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace"
+        " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid"
+        " WHERE d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND tn.nspname !~ '^(pg_|rollbackd)' ORDER BY 1"
+    )
+    behind: list[str] = []
+    unknown: list[str] = []
+    for sequence, table, column in rows:
+        try:
+            last, highest = await connection.fetchrow(
+                f"SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END,"  # noqa: S608 - quoted by the server
+                f" (SELECT max({column})::bigint FROM {table}) FROM {sequence}"
+            )
+        except asyncpg.PostgresError as error:
+            unknown.append(f"{sequence}: {error}")
+            continue
+        if highest is not None and last < highest:
+            behind.append(f"{sequence} stands at {last}, {table}.{column} goes up to {highest}: the next insert would collide")
+    if behind:
+        return _finding("sequences", Outcome.FAILED, f"{len(behind)} sequences are behind their columns", tuple(behind))
+    if unknown:
+        return _finding("sequences", Outcome.UNKNOWN, f"{len(unknown)} sequences couldn't be read", tuple(unknown))
+    return _finding("sequences", Outcome.PASSED, f"{len(rows)} sequences are ahead of their columns")

@@ -1,0 +1,631 @@
+"""The port `Store` on SQLite: every method a short piece of SQL, the one writer behind those that change something."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from rollbackd.adapters.store import tables as t
+from rollbackd.adapters.store.schema import bring_up_to_date
+from rollbackd.adapters.store.writer import Writer
+from rollbackd.core.events import Event
+from rollbackd.core.evidence import Measurement, Signal
+from rollbackd.core.gates import Pause
+from rollbackd.core.records import (
+    Approval,
+    BackupRecord,
+    Delivery,
+    Deployment,
+    Incident,
+    LogLine,
+    QueuedEvent,
+    Run,
+    StateDocument,
+    StepRecord,
+    StoredDecision,
+    Token,
+)
+from rollbackd.core.run import FINISHED, RunState, StepPhase, check_passage
+from rollbackd.errors import NotFoundError, RefusedError, StoreUnavailableError
+from rollbackd.ports import AcceptedDelivery
+
+DATABASE = "rollbackd.sqlite"
+T = TypeVar("T")
+_encode = msgspec.json.Encoder().encode
+
+
+class SqliteStore:
+    """Fulfils `ports.Store`. Open it with `open_writing` (one process at a time) or `open_reading`."""
+
+    def __init__(self, reading: Engine, writer: Writer | None, lock: int, writing: Engine | None, store_id: str) -> None:
+        self._reading = reading
+        self._writer = writer
+        self._lock = lock
+        self._writing = writing
+        self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="store-reader")
+        self.store_id = store_id
+
+    @classmethod
+    async def open_writing(cls, directory: Path, *, most_waiting: int = 10_000) -> "SqliteStore":
+        """Open for reading and writing, under the store's lock.
+
+        Raises:
+            RefusedError: when another process has it open for writing, or a newer rollbackd wrote it.
+            StoreUnavailableError: when the folder can't be written.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreUnavailableError(f"the store's folder {directory} can't be written: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise RefusedError(f"another rollbackd has the store {directory} open; ask it through its socket") from None
+        path = directory / DATABASE
+        try:
+            writing = _writing_engine(path)
+            await asyncio.to_thread(bring_up_to_date, writing)
+            store_id = await asyncio.to_thread(_store_id, writing)
+            path.chmod(0o600)
+        except (sqlite3.Error, sqlalchemy.exc.DatabaseError) as error:
+            os.close(lock)
+            raise StoreUnavailableError(f"the store {path} can't be opened: {error}") from None
+        return cls(_reading_engine(path), Writer(writing, most_waiting), lock, writing, store_id)
+
+    @classmethod
+    async def open_reading(cls, directory: Path) -> "SqliteStore":
+        """Open read-only, beside whoever writes.
+
+        Raises:
+            NotFoundError: when there is no store yet.
+        """
+        path = directory / DATABASE
+        if not path.is_file():
+            raise NotFoundError(f"there is no store in {directory} yet: start 'rollbackd serve' once")
+        return cls(_reading_engine(path), None, -1, None, "")
+
+    async def close(self) -> None:
+        """Commit what waits and let go of the lock."""
+        if self._writer is not None:
+            await self._writer.close()
+        self._readers.shutdown()
+        self._reading.dispose()
+        if self._writing is not None:
+            self._writing.dispose()
+        if self._lock >= 0:
+            os.close(self._lock)
+
+    def waiting(self) -> int:
+        """How many records wait to be committed."""
+        return self._writer.waiting() if self._writer is not None else 0
+
+    # -- deliveries and events -----------------------------------------------------------------------------------------
+
+    async def accept(self, delivery: Delivery) -> AcceptedDelivery:
+        """Record a delivery and its events in one commit, unless it was recorded before."""
+        headers = _encode(delivery.headers).decode()
+        received = delivery.received_at.timestamp()
+        row = (
+            delivery.id,
+            delivery.hook,
+            delivery.identity,
+            delivery.body_sha256,
+            headers,
+            delivery.body,
+            received,
+            delivery.ignored_because,
+        )
+        events = [(delivery.id, delivery.hook, received, _encode(event)) for event in delivery.events]
+
+        def work(connection: Connection) -> AcceptedDelivery:
+            # The busiest path there is: plain statements on the driver's own connection cost a fifth of built ones.
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            inserted = driver.execute(_INSERT_DELIVERY, row).rowcount
+            if inserted:
+                driver.executemany(_INSERT_EVENT, events)
+                return AcceptedDelivery(
+                    id=delivery.id, is_new=True, conflict=False, ignored_because=delivery.ignored_because
+                )
+            known = driver.execute(_KNOWN_DELIVERY, (delivery.hook, delivery.identity)).fetchone()
+            return AcceptedDelivery(
+                id=known[0], is_new=False, conflict=known[1] != delivery.body_sha256, ignored_because=known[2]
+            )
+
+        return await self._write(work)
+
+    async def next_events(self, limit: int) -> list[QueuedEvent]:
+        """The oldest events that nothing was done about yet."""
+        query = (
+            select(t.event.c.seq, t.event.c.delivery, t.event.c.hook, t.event.c.received_at, t.event.c.body)
+            .where(t.event.c.settled_at.is_(None))
+            .order_by(t.event.c.seq)
+            .limit(limit)
+        )
+        rows = await self._rows(query)
+        return [
+            QueuedEvent(seq=r[0], delivery=r[1], hook=r[2], received_at=_time(r[3]), event=_decode(r[4], Event)) for r in rows
+        ]
+
+    async def settle_event(self, seq: int, outcome: str, at: datetime) -> None:
+        """Note what was done about an event."""
+        query = update(t.event).where(t.event.c.seq == seq).values(settled_at=at.timestamp(), outcome=outcome)
+        await self._write(lambda c: c.execute(query) and None)
+
+    async def recent_deliveries(self, limit: int) -> list[dict[str, object]]:
+        """The newest deliveries with what became of them: why it did, or did not, trigger."""
+        outcome = select(func.group_concat(t.event.c.outcome, "; ")).where(t.event.c.delivery == t.delivery.c.id)
+        query = (
+            select(
+                t.delivery.c.id,
+                t.delivery.c.hook,
+                t.delivery.c.received_at,
+                t.delivery.c.ignored_because,
+                outcome.scalar_subquery(),
+            )
+            .order_by(t.delivery.c.seq.desc())
+            .limit(limit)
+        )
+        return [
+            {"id": r[0], "hook": r[1], "received_at": _time(r[2]), "ignored_because": r[3], "outcome": r[4] or ""}
+            for r in await self._rows(query)
+        ]
+
+    # -- deployments and evidence --------------------------------------------------------------------------------------
+
+    async def save_deployment(self, deployment: Deployment) -> None:
+        """Add or replace."""
+        ended = deployment.ended_at.timestamp() if deployment.ended_at else None
+        await self._upsert(
+            t.deployment,
+            id=deployment.id,
+            target=deployment.target,
+            started_at=deployment.started_at.timestamp(),
+            ended_at=ended,
+            body=_encode(deployment),
+        )
+
+    async def deployment(self, deployment_id: str) -> Deployment | None:
+        """One, by id."""
+        return await self._one(select(t.deployment.c.body).where(t.deployment.c.id == deployment_id), Deployment)
+
+    async def watched_deployments(self) -> list[Deployment]:
+        """Those that haven't ended."""
+        return await self._many(
+            select(t.deployment.c.body).where(t.deployment.c.ended_at.is_(None)).order_by(t.deployment.c.started_at), Deployment
+        )
+
+    async def deployments(self, target: str | None, limit: int) -> list[Deployment]:
+        """The newest first."""
+        query = select(t.deployment.c.body).order_by(t.deployment.c.started_at.desc()).limit(limit)
+        return await self._many(query if target is None else query.where(t.deployment.c.target == target), Deployment)
+
+    async def save_signal(self, service: str, environment: str, signal: Signal) -> None:
+        """Add, or replace what was known of the same signal."""
+        await self._upsert(
+            t.signal,
+            service=service,
+            environment=environment,
+            source=signal.source,
+            key=signal.key,
+            name=signal.name,
+            resolved_at=signal.resolved_at.timestamp() if signal.resolved_at else None,
+            body=_encode(signal),
+        )
+
+    async def signals(self, service: str, environment: str, since: datetime) -> list[Signal]:
+        """Signals of a service that fire, or fired until after `since`."""
+        query = (
+            select(t.signal.c.body)
+            .where(t.signal.c.service == service, t.signal.c.environment == environment)
+            .where(t.signal.c.resolved_at.is_(None) | (t.signal.c.resolved_at >= since.timestamp()))
+        )
+        return await self._many(query, Signal)
+
+    async def firing_elsewhere(self, service: str, environment: str) -> dict[str, list[str]]:
+        """Signals that fire in this environment for other services: name to services."""
+        query = select(t.signal.c.name, t.signal.c.service).where(
+            t.signal.c.environment == environment, t.signal.c.service != service, t.signal.c.resolved_at.is_(None)
+        )
+        found: dict[str, list[str]] = {}
+        for name, other in await self._rows(query):
+            found.setdefault(name, []).append(other)
+        return found
+
+    async def save_measurements(self, deployment: str, measurements: list[Measurement]) -> None:
+        """Add these readings."""
+        rows = [{"deployment": deployment, "at": m.at.timestamp(), "body": _encode(m)} for m in measurements]
+        await self._write(lambda c: c.execute(insert(t.measurement), rows) and None)
+
+    async def measurements(self, deployment: str, limit: int) -> list[Measurement]:
+        """The newest `limit` readings, oldest first."""
+        query = (
+            select(t.measurement.c.body)
+            .where(t.measurement.c.deployment == deployment)
+            .order_by(t.measurement.c.seq.desc())
+            .limit(limit)
+        )
+        return list(reversed(await self._many(query, Measurement)))
+
+    async def save_document(self, document: StateDocument) -> None:
+        """Add a documented state."""
+        await self._upsert(
+            t.document,
+            id=document.id,
+            target=document.target,
+            taken_at=document.taken_at.timestamp(),
+            body=_encode(document),
+        )
+
+    async def document(self, document_id: str) -> StateDocument | None:
+        """One, by id."""
+        return await self._one(select(t.document.c.body).where(t.document.c.id == document_id), StateDocument)
+
+    async def latest_document(self, target: str, before: datetime | None = None) -> StateDocument | None:
+        """The newest of a target, taken no later than `before`."""
+        query = select(t.document.c.body).where(t.document.c.target == target)
+        if before is not None:
+            query = query.where(t.document.c.taken_at <= before.timestamp())
+        return await self._one(query.order_by(t.document.c.taken_at.desc()).limit(1), StateDocument)
+
+    async def save_decision(self, decision: StoredDecision) -> None:
+        """Add a decision, or note what came of it."""
+        await self._upsert(
+            t.decision,
+            id=decision.id,
+            target=decision.target,
+            deployment=decision.deployment,
+            at=decision.at.timestamp(),
+            body=_encode(decision),
+        )
+
+    async def decision(self, decision_id: str) -> StoredDecision | None:
+        """One, by id."""
+        return await self._one(select(t.decision.c.body).where(t.decision.c.id == decision_id), StoredDecision)
+
+    async def decisions(self, target: str | None, limit: int, deployment: str | None = None) -> list[StoredDecision]:
+        """The newest first."""
+        query = select(t.decision.c.body).order_by(t.decision.c.at.desc()).limit(limit)
+        if target is not None:
+            query = query.where(t.decision.c.target == target)
+        if deployment is not None:
+            query = query.where(t.decision.c.deployment == deployment)
+        return await self._many(query, StoredDecision)
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    async def add_run(self, run: Run) -> None:
+        """Record a new run; the unique index refuses a second unfinished one on the same database."""
+
+        def work(connection: Connection) -> None:
+            try:
+                connection.execute(insert(t.run).values(**_run_row(run)))
+            except IntegrityError:
+                other = connection.execute(
+                    select(t.run.c.id, t.run.c.state).where(t.run.c.database_key == run.database_key, t.run.c.is_finished == 0)
+                ).first()
+                at = f"{other[0]}, which is {other[1]}" if other else "another run"
+                raise RefusedError(f"this database has an unfinished run already: {at}; settle it first") from None
+
+        await self._write(work)
+
+    async def move_run(
+        self, run_id: str, before: RunState, after: RunState, at: datetime, *, statement: str = "", fence: int | None = None
+    ) -> Run:
+        """Take the run from `before` to `after`; the passage is recorded in the same commit."""
+        check_passage(before, after)
+
+        def work(connection: Connection) -> Run:
+            run = _load_run(connection, run_id)
+            if run.state is not before:
+                raise RefusedError(f"{run_id} is {run.state}, not {before}")
+            if fence is not None and run.fence != fence:
+                raise RefusedError(f"{run_id} was taken over by another engine")
+            changed = msgspec.structs.replace(
+                run,
+                state=after,
+                statement=statement or run.statement,
+                started_at=run.started_at or (at if after is RunState.RUNNING else None),
+                finished_at=at if after in FINISHED else None,
+            )
+            connection.execute(update(t.run).where(t.run.c.id == run_id).values(**_run_row(changed)))
+            connection.execute(
+                insert(t.transition).values(run=run_id, before=before, after=after, at=at.timestamp(), statement=statement)
+            )
+            return changed
+
+        return await self._write(work)
+
+    async def take_lease(self, run_id: str) -> int:
+        """Raise the run's fence: whoever worked on it until now can't write any more. Returns the new fence."""
+
+        def work(connection: Connection) -> int:
+            run = _load_run(connection, run_id)
+            changed = msgspec.structs.replace(run, fence=run.fence + 1)
+            connection.execute(update(t.run).where(t.run.c.id == run_id).values(**_run_row(changed)))
+            return changed.fence
+
+        return await self._write(work)
+
+    async def set_writes_stopped(self, run_id: str, who: str) -> None:
+        """Note who said that nothing writes to the database during this run."""
+
+        def work(connection: Connection) -> None:
+            changed = msgspec.structs.replace(_load_run(connection, run_id), writes_stopped_by=who)
+            connection.execute(update(t.run).where(t.run.c.id == run_id).values(**_run_row(changed)))
+
+        await self._write(work)
+
+    async def run(self, run_id: str) -> Run | None:
+        """One, by id."""
+        return await self._one(select(t.run.c.body).where(t.run.c.id == run_id), Run)
+
+    async def runs(self, target: str | None, limit: int) -> list[Run]:
+        """The newest first."""
+        query = select(t.run.c.body).order_by(t.run.c.created_at.desc()).limit(limit)
+        return await self._many(query if target is None else query.where(t.run.c.target == target), Run)
+
+    async def unfinished_runs(self) -> list[Run]:
+        """Those that aren't finished, oldest first."""
+        return await self._many(select(t.run.c.body).where(t.run.c.is_finished == 0).order_by(t.run.c.created_at), Run)
+
+    async def journal(self, record: StepRecord, fence: int) -> None:
+        """Add a line to a run's journal; refused when somebody else holds the run by now."""
+
+        def work(connection: Connection) -> None:
+            run = _load_run(connection, record.run)
+            if run.fence != fence:
+                raise RefusedError(f"{record.run} was taken over by another engine")
+            connection.execute(
+                insert(t.journal).values(
+                    run=record.run,
+                    step=record.step,
+                    attempt=record.attempt,
+                    phase=record.phase,
+                    fence=fence,
+                    at=record.at.timestamp(),
+                    evidence=_encode(record.evidence),
+                )
+            )
+
+        await self._write(work)
+
+    async def journal_of(self, run_id: str) -> list[StepRecord]:
+        """The journal, oldest line first."""
+        j = t.journal.c
+        query = select(j.step, j.attempt, j.phase, j.at, j.evidence).where(j.run == run_id).order_by(j.seq)
+        return [
+            StepRecord(
+                run=run_id,
+                step=r[0],
+                attempt=r[1],
+                phase=StepPhase(r[2]),
+                at=_time(r[3]),
+                evidence=_decode(r[4], dict[str, object]),
+            )
+            for r in await self._rows(query)
+        ]
+
+    async def log(self, lines: list[LogLine]) -> None:
+        """Add lines to runs' execution logs."""
+        rows = [{"run": line.run, "step": line.step, "at": line.at.timestamp(), "text": line.text} for line in lines]
+        await self._write(lambda c: c.execute(insert(t.log), rows) and None)
+
+    async def log_of(self, run_id: str) -> list[LogLine]:
+        """The execution log, oldest line first."""
+        query = select(t.log.c.step, t.log.c.at, t.log.c.text).where(t.log.c.run == run_id).order_by(t.log.c.seq)
+        return [LogLine(run=run_id, step=r[0], at=_time(r[1]), text=r[2]) for r in await self._rows(query)]
+
+    # -- backups, incidents, approvals, pauses, tokens -----------------------------------------------------------------
+
+    async def save_backup(self, backup: BackupRecord) -> None:
+        """Add or replace."""
+        created = backup.created_at.timestamp()
+        await self._upsert(t.backup, id=backup.id, target=backup.target, created_at=created, body=_encode(backup))
+
+    async def backups(self, target: str | None, limit: int) -> list[BackupRecord]:
+        """The newest first."""
+        query = select(t.backup.c.body).order_by(t.backup.c.created_at.desc()).limit(limit)
+        return await self._many(query if target is None else query.where(t.backup.c.target == target), BackupRecord)
+
+    async def save_incident(self, incident: Incident) -> None:
+        """Add or replace."""
+        closed = incident.closed_at.timestamp() if incident.closed_at else None
+        await self._upsert(
+            t.incident,
+            id=incident.id,
+            target=incident.target,
+            opened_at=incident.opened_at.timestamp(),
+            closed_at=closed,
+            body=_encode(incident),
+        )
+
+    async def incident(self, incident_id: str) -> Incident | None:
+        """One, by id."""
+        return await self._one(select(t.incident.c.body).where(t.incident.c.id == incident_id), Incident)
+
+    async def open_incident(self, target: str) -> Incident | None:
+        """The newest open one of a target."""
+        query = (
+            select(t.incident.c.body)
+            .where(t.incident.c.target == target, t.incident.c.closed_at.is_(None))
+            .order_by(t.incident.c.opened_at.desc())
+            .limit(1)
+        )
+        return await self._one(query, Incident)
+
+    async def save_approval(self, approval: Approval) -> None:
+        """Add somebody's word; a person has one word on a run, and the last one counts."""
+        await self._upsert(t.approval, run=approval.run, actor=approval.actor, body=_encode(approval))
+
+    async def approvals(self, run_id: str) -> list[Approval]:
+        """Everybody's word on a run."""
+        return await self._many(select(t.approval.c.body).where(t.approval.c.run == run_id), Approval)
+
+    async def save_pause(self, pause: Pause) -> None:
+        """Stop automation for a target, or for all with target `*`."""
+        await self._upsert(t.pause, target=pause.target, body=_encode(pause))
+
+    async def lift_pause(self, target: str) -> bool:
+        """Let automation go on; False when nothing was paused."""
+        removed = await self._write(lambda c: c.execute(delete(t.pause).where(t.pause.c.target == target)).rowcount)
+        return bool(removed)
+
+    async def pauses(self) -> list[Pause]:
+        """All that were set and not lifted, over or not."""
+        return await self._many(select(t.pause.c.body), Pause)
+
+    async def save_token(self, token: Token) -> None:
+        """Add or replace."""
+        await self._upsert(t.token, name=token.name, body=_encode(token))
+
+    async def tokens(self) -> list[Token]:
+        """All, revoked ones too."""
+        return await self._many(select(t.token.c.body).order_by(t.token.c.name), Token)
+
+    # -- totals and upkeep ---------------------------------------------------------------------------------------------
+
+    async def add_totals(self, amounts: Mapping[str, float]) -> None:
+        """Add to the totals that metrics start from after a restart."""
+
+        def work(connection: Connection) -> None:
+            for key, amount in amounts.items():
+                statement = upsert(t.total).values(key=key, value=amount)
+                statement = statement.on_conflict_do_update(index_elements=["key"], set_={"value": t.total.c.value + amount})
+                connection.execute(statement)
+
+        await self._write(work)
+
+    async def totals(self) -> dict[str, float]:
+        """All totals."""
+        return {key: value for key, value in await self._rows(select(t.total.c.key, t.total.c.value))}  # noqa: C416 - rows
+
+    async def prune(self, deliveries_before: datetime, measurements_before: datetime) -> dict[str, int]:
+        """Remove settled deliveries and measurements that are older; return how many of each."""
+
+        def work(connection: Connection) -> dict[str, int]:
+            waiting = select(t.event.c.delivery).where(t.event.c.settled_at.is_(None))
+            old = select(t.delivery.c.id).where(
+                t.delivery.c.received_at < deliveries_before.timestamp(), t.delivery.c.id.not_in(waiting)
+            )
+            connection.execute(delete(t.event).where(t.event.c.delivery.in_(old)))
+            deliveries = connection.execute(delete(t.delivery).where(t.delivery.c.id.in_(old))).rowcount
+            measurements = connection.execute(
+                delete(t.measurement).where(t.measurement.c.at < measurements_before.timestamp())
+            ).rowcount
+            return {"deliveries": deliveries, "measurements": measurements}
+
+        return await self._write(work)
+
+    # -- how -----------------------------------------------------------------------------------------------------------
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        if self._writer is None:
+            raise StoreUnavailableError("the store is open for reading only")
+        result: T = await self._writer.do(work)
+        return result
+
+    async def _upsert(self, table: sqlalchemy.Table, **values: object) -> None:
+        statement = upsert(table).values(**values)
+        keys = [column.name for column in table.primary_key]
+        statement = statement.on_conflict_do_update(
+            index_elements=keys, set_={name: value for name, value in values.items() if name not in keys}
+        )
+        await self._write(lambda c: c.execute(statement) and None)
+
+    async def _rows(self, query: sqlalchemy.Select[Any]) -> list[Any]:
+        def read() -> list[Any]:
+            with self._reading.connect() as connection:
+                return list(connection.execute(query).all())
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        except OperationalError as error:
+            raise StoreUnavailableError(f"the store can't be read: {error.orig}") from None
+
+    async def _many(self, query: sqlalchemy.Select[Any], kind: type[T]) -> list[T]:
+        return [_decode(row[0], kind) for row in await self._rows(query)]
+
+    async def _one(self, query: sqlalchemy.Select[Any], kind: type[T]) -> T | None:
+        found = await self._many(query, kind)
+        return found[0] if found else None
+
+
+_INSERT_DELIVERY = (
+    "INSERT INTO delivery (id, hook, identity, body_sha256, headers, body, received_at, ignored_because)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook, identity) DO NOTHING"
+)
+_INSERT_EVENT = "INSERT INTO event (delivery, hook, received_at, body) VALUES (?, ?, ?, ?)"
+_KNOWN_DELIVERY = "SELECT id, body_sha256, ignored_because FROM delivery WHERE hook = ? AND identity = ?"
+
+
+def _run_row(run: Run) -> dict[str, object]:
+    return {
+        "id": run.id,
+        "target": run.target,
+        "database_key": run.database_key,
+        "state": run.state,
+        "is_finished": int(run.state in FINISHED),
+        "fence": run.fence,
+        "created_at": run.created_at.timestamp(),
+        "body": _encode(run),
+    }
+
+
+def _load_run(connection: Connection, run_id: str) -> Run:
+    row = connection.execute(select(t.run.c.body).where(t.run.c.id == run_id)).first()
+    if row is None:
+        raise NotFoundError(f"there is no run {run_id}")
+    return _decode(row[0], Run)
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    return msgspec.json.decode(data, type=kind)
+
+
+def _time(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, UTC)
+
+
+def _writing_engine(path: Path) -> Engine:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=StaticPool, isolation_level="AUTOCOMMIT")
+
+
+def _reading_engine(path: Path) -> Engine:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False, timeout=5)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=2)
+
+
+def _store_id(engine: Engine) -> str:
+    with engine.connect() as connection:
+        with contextlib.suppress(IntegrityError):
+            connection.execute(insert(t.meta).values(name="store_id", value=os.urandom(8).hex()))
+        found: str = connection.execute(select(t.meta.c.value).where(t.meta.c.name == "store_id")).scalar_one()
+        return found

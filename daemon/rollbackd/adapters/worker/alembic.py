@@ -1,0 +1,198 @@
+"""The migration worker's port, for one target: keeps a child ready, asks it, keeps each release's scripts."""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import structlog
+from sqlalchemy.engine import URL, make_url
+
+from rollbackd.adapters.secrets import read_secret
+from rollbackd.adapters.worker.process import WorkerProcess
+from rollbackd.core.reading import ReadRevision
+from rollbackd.errors import RefusedError, TransientError
+from rollbackd.ports import DatabaseIdentity, Described, DowngradeResult, LogSink, MigrationEnvironment
+from rollbackd.settings import Target
+
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "DOCKER_HOST", "VIRTUAL_ENV")
+LOCK_WAIT_S = 10.0
+log = structlog.get_logger()
+
+
+class AlembicWorker:
+    """Fulfils `ports.MigrationWorker` for one target. A started child is thrown away when the scripts change."""
+
+    def __init__(self, target: Target, kept_scripts: Path) -> None:
+        self._target = target
+        self._settings = target.migrations
+        self._kept = kept_scripts
+        self._ready: WorkerProcess | None = None
+        self._described: Described | None = None
+        self._script_location = ""
+
+    def use_scripts(self, scripts_sha256: str) -> None:
+        """Read the scripts from a kept release (empty: from the live folder) from now on.
+
+        Raises:
+            RefusedError: when that release's scripts aren't kept.
+        """
+        location = str(self._kept / scripts_sha256) if scripts_sha256 else ""
+        if location and not Path(location).is_dir():
+            raise RefusedError(f"the scripts {scripts_sha256[:12]} aren't kept")
+        if location != self._script_location:
+            self._script_location = location
+            self._described = None
+
+    async def prestart(self) -> None:
+        """Have a child with everything imported and every script loaded, waiting."""
+        await self._child()
+
+    async def describe(self) -> Described:
+        """The revision graph; remembered until the scripts change."""
+        child = await self._child()
+        if self._described is None:
+            answer = await self._ask(child, "describe", self._settings.start_timeout)
+            self._described = msgspec.convert({**self._versions, **answer}, Described)
+        return self._described
+
+    async def read(self, revisions: tuple[str, ...]) -> dict[str, ReadRevision]:
+        """Read and render these revisions' downgrades, without a database."""
+        child = await self._child()
+        answer = await self._ask(child, "read", self._settings.start_timeout, revisions=list(revisions))
+        found = msgspec.convert(answer["revisions"], list[ReadRevision])
+        return {read.id: read for read in found}
+
+    async def environment(self) -> MigrationEnvironment:
+        """Run env.py without migrating anything."""
+        child = await self._child()
+        answer = await self._ask(child, "environment", self._settings.start_timeout)
+        return msgspec.convert(answer, MigrationEnvironment)
+
+    async def downgrade(
+        self,
+        revisions: tuple[str, ...],
+        from_heads: tuple[str, ...],
+        to_heads: tuple[str, ...],
+        *,
+        run: str,
+        identity: DatabaseIdentity,
+        timeout_s: float,
+        on_log: LogSink,
+    ) -> DowngradeResult:
+        """Take off these revisions, streaming each statement to `on_log`."""
+        child = await self._child()
+
+        async def on_message(message: dict[str, Any]) -> None:
+            if message["type"] == "statement":
+                await on_log(message["text"])
+            elif message["type"] == "revision":
+                await on_log(f"-- downgrade {message['revision']}")
+
+        answer = await self._ask(
+            child,
+            "downgrade",
+            timeout_s,
+            on_message=on_message,
+            revisions=list(revisions),
+            from_heads=list(from_heads),
+            to_heads=list(to_heads),
+            run=run,
+            identity=msgspec.to_builtins(identity),
+            lock_timeout_s=self._settings.lock_timeout,
+            statement_timeout_s=self._settings.statement_timeout,
+            lock_wait_s=LOCK_WAIT_S,
+        )
+        return msgspec.convert(answer, DowngradeResult)
+
+    async def keep_scripts(self) -> str:
+        """Keep the scripts under their digest; return it. Nothing is written twice."""
+        child = await self._child()
+        answer = await self._ask(child, "export", self._settings.start_timeout)
+        digest = str(answer["scripts_sha256"])
+        folder = self._kept / digest
+        if not folder.is_dir():
+            partial = self._kept / f".partial-{digest}-{os.getpid()}"
+            for name, content in answer["files"].items():
+                relative = PurePosixPath(name)
+                if relative.is_absolute() or ".." in relative.parts:
+                    raise RefusedError(f"the worker sent a script outside its folder: {name}")
+                path = partial / relative
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(content))
+            partial.rename(folder)
+        return digest
+
+    async def close(self) -> None:
+        """End the waiting child, if there is one."""
+        child, self._ready = self._ready, None
+        if child is not None:
+            await child.close()
+
+    async def _ask(self, child: WorkerProcess, do: str, timeout_s: float, **request: Any) -> Any:
+        try:
+            return await child.ask(do, timeout_s, **request)
+        finally:
+            if not child.is_alive and self._ready is child:
+                self._ready = None
+
+    async def _child(self) -> WorkerProcess:
+        child = self._ready
+        if child is not None and child.is_alive:
+            try:
+                answer = await child.ask("is_current", self._settings.start_timeout)
+            except (TransientError, RefusedError):
+                answer = {"current": False}
+            if answer["current"] and self._loaded_from == self._place():
+                return child
+            log.info("worker_replaced", target=self._target.name, reason="its scripts changed")
+        await self.close()
+        return await self._start()
+
+    async def _start(self) -> WorkerProcess:
+        settings = self._settings
+        environment, options = self._environment(), {}
+        if settings.url != "own":
+            url = env_py_url(self._target)
+            if settings.url == "option":
+                options["sqlalchemy.url"] = url
+            else:
+                environment[settings.url.removeprefix("environment:")] = url
+        child = await WorkerProcess.start(settings.python, environment)
+        try:
+            self._versions: Mapping[str, str] = await child.ask(
+                "load",
+                settings.start_timeout,
+                directory=settings.directory,
+                ini=settings.ini,
+                section=settings.section,
+                options=options,
+                x=list(settings.x),
+                script_location=self._script_location,
+            )
+        except BaseException:
+            await child.kill()
+            raise
+        self._loaded_from = self._place()
+        self._described = None
+        self._ready = child
+        return child
+
+    def _place(self) -> tuple[str, str]:
+        # The live folder is often a symbolic link that a deploy moves.
+        return (os.path.realpath(self._settings.directory), self._script_location)
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        secret = {name: read_secret(ref) for name, ref in self._settings.secret_environment.items()}
+        return {**kept, **self._settings.environment, **secret}
+
+
+def env_py_url(target: Target) -> str:
+    """The URL that env.py is given where it doesn't know its database by itself; holds the password."""
+    url: URL = make_url(target.database.url).set(drivername=f"postgresql+{target.migrations.driver}")
+    if target.database.password is not None:
+        url = url.set(password=read_secret(target.database.password))
+    return url.render_as_string(hide_password=False)

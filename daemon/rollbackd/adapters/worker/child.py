@@ -1,0 +1,506 @@
+"""The migration worker: runs inside the target's own interpreter, so it needs the standard library, alembic and
+sqlalchemy alone. Its source is handed over on standard input; requests and answers are JSON lines.
+
+The user's env.py is never modified. `EnvironmentContext.configure` is wrapped on the instance, and so the very
+connection that env.py opens is met, sync or async, whatever driver it uses.
+"""
+
+import argparse
+import ast
+import base64
+import builtins
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+
+# Advisory locks belong to one database, so one constant key is one lock for each database. The digits spell "rollback".
+LOCK_KEY = 0x726F6C6C6261636B
+MARKER = "rollbackd:"
+TRANSIENT_STATES = ("55P03", "40P01", "40001", "53300", "57P01", "57P02", "57P03")
+MOST_SCRIPT_BYTES = 64 * 1024 * 1024
+
+
+class Refused(Exception):
+    """Something that the user must mend first; nothing was changed."""
+
+
+class Transient(Exception):
+    """Something that may pass by itself."""
+
+
+class AsksQuestion(BaseException):
+    """User code called input(). A BaseException, so that a bare `except Exception` in user code can't swallow it."""
+
+
+class Channel:
+    """JSON lines to the parent. A parent that died is ignored: what was begun is finished, and the database tells."""
+
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def send(self, **message):
+        data = (json.dumps(message, default=str) + "\n").encode()
+        with self._lock:
+            while data:
+                try:
+                    data = data[os.write(self._descriptor, data) :]
+                except BrokenPipeError:
+                    return
+
+
+class Worker:
+    """Answers requests about one Alembic environment."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.config = None
+        self.script = None
+        self.files = {}
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def load(self, directory, ini, section, options, x, script_location=""):
+        """Load the scripts; everything that costs time happens here, before it is needed."""
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            raise Refused(f"the migrations folder {directory} can't be entered: {error.strerror}") from None
+        if not os.path.isfile(ini):
+            raise Refused(f"{os.path.join(directory, ini)} isn't there: 'migrations.ini' names Alembic's ini file")
+        try:
+            import alembic
+            import sqlalchemy
+            from alembic.config import Config
+            from alembic.script import ScriptDirectory
+        except ImportError as error:
+            raise Refused(
+                f"the interpreter {sys.executable} can't import {error.name}: 'migrations.python' must name the one that"
+                " runs the target's migrations"
+            ) from None
+        self.config = Config(ini, ini_section=section, cmd_opts=argparse.Namespace(x=list(x)))
+        for name, value in options.items():
+            self.config.set_main_option(name, value.replace("%", "%%"))
+        if script_location:
+            self.config.set_main_option("script_location", script_location)
+        self.script = ScriptDirectory.from_config(self.config)
+        # Walking the map imports every script; an error in any of them shows now.
+        tuple(self.script.revision_map._revision_map)
+        self.files = self._stat_files()
+        return {
+            "python": f"{sys.executable} {sys.version.split()[0]}",
+            "alembic": alembic.__version__,
+            "sqlalchemy": sqlalchemy.__version__,
+        }
+
+    def is_current(self):
+        """Whether no script changed since it was loaded."""
+        return {"current": self._stat_files() == self.files}
+
+    def _script_files(self):
+        folders = [self.script.dir, *(self.script._version_locations or ())]
+        seen = {}
+        for folder in folders:
+            for base, subfolders, names in os.walk(folder):
+                subfolders[:] = sorted(s for s in subfolders if s != "__pycache__")
+                for name in names:
+                    if name.endswith((".py", ".mako", ".sql")):
+                        path = os.path.join(base, name)
+                        seen[os.path.realpath(path)] = path
+        return sorted(seen.values())
+
+    def _stat_files(self):
+        found = {}
+        for path in self._script_files():
+            state = os.stat(path)
+            found[path] = (state.st_mtime_ns, state.st_size)
+        return found
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def describe(self):
+        """The revision graph and the digest of the scripts."""
+        revisions = []
+        for revision in self.script.walk_revisions():
+            revisions.append(
+                {
+                    "id": revision.revision,
+                    "down": list(revision._versioned_down_revisions),
+                    "depends_on": sorted(set(revision._normalized_resolved_dependencies)),
+                    "branch_labels": sorted(revision._orig_branch_labels),
+                    "title": (revision.doc or "").strip(),
+                }
+            )
+        return {"revisions": revisions, "scripts_sha256": self._digest()}
+
+    def _digest(self):
+        digest = hashlib.sha256()
+        for path in self._script_files():
+            with open(path, "rb") as file:
+                content = file.read()
+            digest.update(f"{os.path.relpath(path, self.script.dir)}\0{len(content)}\0".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+    def export(self):
+        """The scripts themselves, so that a downgrade works when the release that holds them is gone."""
+        files, total = {}, 0
+        for path in self._script_files():
+            relative = os.path.relpath(path, self.script.dir)
+            if relative.startswith(".."):
+                continue
+            with open(path, "rb") as file:
+                content = file.read()
+            total += len(content)
+            if total > MOST_SCRIPT_BYTES:
+                raise Refused(f"the scripts are larger than {MOST_SCRIPT_BYTES} bytes, so they aren't kept")
+            files[relative] = base64.b64encode(content).decode()
+        return {"files": files, "scripts_sha256": self._digest()}
+
+    def read(self, revisions):
+        """Read and render each revision's downgrade without a database."""
+        return {"revisions": [self._read_one(self.script.get_revision(r)) for r in revisions]}
+
+    def _read_one(self, revision):
+        with open(revision.path, "rb") as file:
+            source = file.read()
+        functions = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+        downgrade, upgrade = functions.get("downgrade"), functions.get("upgrade")
+        body = body_of(downgrade, functions)
+        reachable = [node for f in reachable_from("downgrade", functions) for node in ast.walk(f)]
+        answer = {
+            "id": revision.revision,
+            "downgrade": body,
+            "upgrade_is_empty": upgrade is None or body_of(upgrade, functions) == "empty",
+            "stands_alone": reason_to_stand_alone(reachable),
+            "source_sha256": hashlib.sha256(source).hexdigest(),
+            "calls": literal_calls(reachable),
+            "statements": [],
+            "failed": "",
+        }
+        if body == "written":
+            try:
+                answer["statements"] = self._render(revision)
+            except (Exception, AsksQuestion) as error:
+                answer["failed"] = f"{type(error).__name__}: {first_line(error)}"
+        return answer
+
+    def _render(self, revision):
+        from alembic.operations import Operations
+        from alembic.runtime.environment import EnvironmentContext
+
+        statements = []
+        environment = EnvironmentContext(self.config, self.script, as_sql=True)
+        with environment:
+            environment.configure(dialect_name="postgresql", output_buffer=io.StringIO())
+            context = environment.get_context()
+            context.impl.static_output = lambda text: statements.append(text.strip().rstrip(";"))
+            with Operations.context(context):
+                revision.module.downgrade()
+        return [s for s in statements if s and not s.startswith("--")]
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def environment(self):
+        """Run env.py without migrating anything, and say what it showed."""
+        seen = {}
+
+        def look(heads, context):
+            seen.update(
+                heads=sorted(heads),
+                version_table=context.version_table,
+                version_table_schema=context.version_table_schema or "",
+                transaction_per_migration=bool(context._transaction_per_migration),
+                driver=context.dialect.driver if context.dialect else "",
+            )
+            return ()
+
+        self._run_env(look, self._guard_nothing, dont_mutate=True)
+        if not seen:
+            raise Refused("env.py never called context.run_migrations(), so it migrates nothing")
+        return seen
+
+    def downgrade(self, revisions, from_heads, to_heads, run, identity, lock_timeout_s, statement_timeout_s, lock_wait_s):
+        """Take off these revisions on the connection that env.py opens."""
+        from alembic.runtime.migration import MigrationStep
+
+        began = time.monotonic()
+        counted = {"statements": 0, "marker": False, "ran": False}
+
+        def steps(heads, context):
+            if set(heads) != set(from_heads):
+                raise Refused(
+                    f"the version table says {', '.join(sorted(heads)) or 'base'}, the plan begins at"
+                    f" {', '.join(from_heads) or 'base'}: nothing was changed"
+                )
+            if context.dialect.name != "postgresql":
+                raise Refused(f"env.py connects to {context.dialect.name}; only PostgreSQL is supported")
+            counted["ran"] = True
+            for revision_id in revisions:
+                self.channel.send(type="revision", revision=revision_id)
+                yield MigrationStep.downgrade_from_script(self.script.revision_map, self.script.get_revision(revision_id))
+
+        def guard(connection, options):
+            was_in_transaction = connection.in_transaction()
+            self._require_identity(connection, identity)
+            settings = {
+                "application_name": f"rollbackd {run}",
+                "lock_timeout": f"{int(lock_timeout_s * 1000)}",
+                "statement_timeout": f"{int(statement_timeout_s * 1000)}",
+                "row_security": "off",
+            }
+            if identity["server_version"] >= 140000:
+                # Without it a backend works on for a client that is dead.
+                settings["client_connection_check_interval"] = "1000"
+            for name, value in settings.items():
+                connection.exec_driver_sql(f"SET {name} = '{value}'")
+            self._take_lock(connection, lock_wait_s)
+            if not was_in_transaction:
+                connection.commit()
+            listen_to_statements(connection, self.channel, counted)
+            apply = options.get("on_version_apply") or ()
+            own = tuple(apply) if isinstance(apply, (list, tuple, set)) else (apply,)
+            options["on_version_apply"] = (*own, self._mark(connection, run, counted))
+
+        self._run_env(steps, guard, destination=",".join(to_heads))
+        if not counted["ran"]:
+            raise Refused("env.py never called context.run_migrations(), so nothing was downgraded")
+        return {
+            "statements": counted["statements"],
+            "marker": counted["marker"],
+            "seconds": round(time.monotonic() - began, 6),
+        }
+
+    def _run_env(self, steps, guard, destination="", **options):
+        from alembic.runtime.environment import EnvironmentContext
+
+        environment = EnvironmentContext(
+            self.config, self.script, fn=steps, as_sql=False, destination_rev=destination, tag=None, **options
+        )
+        original = environment.configure
+
+        def configure(connection=None, *args, **kw):
+            if connection is not None:
+                guard(connection, kw)
+            original(connection, *args, **kw)
+
+        environment.configure = configure
+        with environment:
+            self.script.run_env()
+
+    def _guard_nothing(self, connection, options):
+        if connection.dialect.name != "postgresql":
+            raise Refused(f"env.py connects to {connection.dialect.name}; only PostgreSQL is supported")
+
+    def _require_identity(self, connection, identity):
+        row = connection.exec_driver_sql(
+            "SELECT d.datname, d.oid::bigint, (SELECT system_identifier::text FROM pg_control_system())"
+            " FROM pg_database d WHERE d.datname = current_database()"
+        ).one()
+        if (row[1], row[2]) != (identity["oid"], identity["system_identifier"]):
+            raise Refused(
+                f"env.py connects to database {row[0]} of another server or name than the guarded {identity['database']}:"
+                " nothing was changed; see 'migrations.url' in the configuration"
+            )
+
+    def _take_lock(self, connection, wait_s):
+        until = time.monotonic() + wait_s
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({LOCK_KEY})").scalar():
+            if time.monotonic() >= until:
+                raise Transient(f"another rollbackd session migrates this database; waited {wait_s:g} s for its lock")
+            time.sleep(0.1)
+
+    def _mark(self, connection, run, counted):
+        """A callback that commits a marker together with the version row: the comment of the version table."""
+
+        def mark(ctx, step, heads, run_args, **kw):
+            import sqlalchemy
+            from sqlalchemy.schema import SetTableComment
+
+            version = ctx._version
+            found = connection.execute(
+                sqlalchemy.text(
+                    "SELECT pg_has_role(c.relowner, 'USAGE'), obj_description(c.oid, 'pg_class') FROM pg_class c"
+                    " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = :name"
+                    " AND n.nspname = coalesce(:schema, current_schema())"
+                ),
+                {"name": version.name, "schema": version.schema},
+            ).first()
+            if found is not None and found[0]:
+                kept = [line for line in (found[1] or "").splitlines() if not line.startswith(MARKER)]
+                comment = "\n".join([*kept, f"{MARKER} {run} took off {', '.join(step.up_revision_ids)}"])
+                table = sqlalchemy.Table(version.name, sqlalchemy.MetaData(), schema=version.schema, comment=comment)
+                connection.execute(SetTableComment(table))
+                counted["marker"] = True
+            self.channel.send(type="taken_off", revision=", ".join(step.up_revision_ids), heads=sorted(heads))
+
+        return mark
+
+
+def listen_to_statements(connection, channel, counted):
+    """Stream each statement to the parent as it is executed."""
+    from sqlalchemy import event
+
+    @event.listens_for(connection, "before_cursor_execute")
+    def executed(conn, cursor, statement, parameters, context, executemany):
+        counted["statements"] += 1
+        channel.send(type="statement", text=" ".join(statement.split())[:4000])
+
+
+# -- reading source -----------------------------------------------------------------------------------------------------
+
+
+def reachable_from(name, functions):
+    """The function and those of the same file that it calls, each once."""
+    found, waiting = [], [name]
+    while waiting:
+        function = functions.get(waiting.pop())
+        if function is None or function in found:
+            continue
+        found.append(function)
+        waiting += [
+            n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
+    return found
+
+
+def body_of(function, functions):
+    """`missing`, `empty`, `raises`, `asks` or `written`."""
+    if function is None:
+        return "missing"
+    statements = [s for s in function.body if not is_idle(s)]
+    if not statements:
+        return "empty"
+    if isinstance(statements[0], ast.Raise):
+        return "raises"
+    for reached in reachable_from(function.name, functions):
+        for node in ast.walk(reached):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
+                return "asks"
+    return "written"
+
+
+def is_idle(statement):
+    if isinstance(statement, ast.Pass):
+        return True
+    if isinstance(statement, ast.Return):
+        return statement.value is None or isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def reason_to_stand_alone(nodes):
+    """Why it can't share a transaction, read from the source; empty where it can."""
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr == "autocommit_block":
+            return "it leaves the transaction with autocommit_block()"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
+            return "it commits by itself"
+        if isinstance(node, ast.keyword) and node.arg == "postgresql_concurrently":
+            return "it works on an index concurrently"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.search(r"\bCONCURRENTLY\b", node.value, re.IGNORECASE):
+                return "it works on an index concurrently"
+            if re.search(r"(^|;)\s*COMMIT\b", node.value, re.IGNORECASE):
+                return "it commits by itself"
+    return ""
+
+
+def literal_calls(nodes):
+    """`op.drop_table("t")`, `op.drop_column("t", "c")` and the like, as far as the arguments are literals."""
+    calls = []
+    for node in nodes:
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        literals = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        schema = [k.value.value for k in node.keywords if k.arg == "schema" and isinstance(k.value, ast.Constant)]
+        if node.func.attr in ("drop_table", "drop_column") and literals:
+            table = ".".join([*(s for s in schema if s), literals[0]])
+            column = literals[1] if node.func.attr == "drop_column" and len(literals) > 1 else ""
+            calls.append({"name": node.func.attr, "table": table, "column": column})
+    return calls
+
+
+# -- errors -------------------------------------------------------------------------------------------------------------
+
+
+def first_line(error):
+    text = str(error).strip() or type(error).__name__
+    return redact(text.splitlines()[0])
+
+
+def redact(text):
+    """No password of any URL leaves the worker."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def where_in_user_code(error):
+    """The last frame that lies in the user's own files, as `file:line`."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isabs(f.filename)]
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
+    return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
+
+
+def describe_error(error):
+    """The kind and the sentence for what went wrong."""
+    if isinstance(error, Refused):
+        return "refused", str(error)
+    if isinstance(error, Transient):
+        return "transient", str(error)
+    if isinstance(error, (AsksQuestion, EOFError)):
+        place = where_in_user_code(error)
+        return "refused", f"the migration asks a question (input() at {place}), so it can't run unattended"
+    if isinstance(error, SystemExit):
+        return "refused", f"env.py or a migration called sys.exit() at {where_in_user_code(error)}"
+    origin, state = error, ""
+    while origin is not None and not state:
+        driver_error = getattr(origin, "orig", None) or origin
+        state = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None) or ""
+        origin = origin.__cause__ or origin.__context__
+    place = where_in_user_code(error)
+    sentence = f"{type(error).__name__}: {first_line(error)}" + (f" (at {place})" if place else "")
+    if state in TRANSIENT_STATES or state.startswith("08"):
+        return "transient", sentence
+    if state:
+        return "permanent", f"{sentence} [SQLSTATE {state}]"
+    if type(error).__name__ == "OperationalError":
+        return "transient", sentence
+    return "refused" if place.startswith("env.py") else "permanent", sentence
+
+
+def main(requests):
+    protocol_out = os.dup(1)
+    channel = Channel(protocol_out)
+    # User code gets an empty stdin, and what it prints goes to stderr: neither can touch the protocol.
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stderr
+
+    def asked(prompt=""):
+        raise AsksQuestion(str(prompt))
+
+    builtins.input = asked
+    worker = Worker(channel)
+    for line in requests:
+        request = json.loads(line)
+        number, name = request.pop("id"), request.pop("do")
+        try:
+            answer = getattr(worker, name)(**request)
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            kind, message = describe_error(error)
+            channel.send(type="error", id=number, kind=kind, message=redact(message))
+        else:
+            channel.send(type="result", id=number, answer=answer)
+
+
+if __name__ == "rollbackd_worker":
+    main(globals()["REQUESTS"])

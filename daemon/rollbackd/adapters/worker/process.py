@@ -1,0 +1,161 @@
+"""One worker child: started, asked, ended. JSON lines over its original stdin and stdout."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rollbackd.errors import PermanentError, RefusedError, RollbackdError, TransientError
+
+# The child's source is the first line it reads, so that `python` may be a command that runs in a container.
+BOOTSTRAP = (
+    "import json,os;r=os.fdopen(os.dup(0),'rb');"
+    "exec(compile(json.loads(r.readline()),'rollbackd_worker.py','exec'),"
+    "{'__name__':'rollbackd_worker','REQUESTS':r})"
+)
+LONGEST_LINE = 128 * 1024 * 1024
+KINDS: dict[str, type[RollbackdError]] = {
+    "refused": RefusedError,
+    "transient": TransientError,
+    "permanent": PermanentError,
+}
+MessageSink = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class WorkerProcess:
+    """A child in a session of its own, so that it and whatever it starts can be ended together."""
+
+    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+        self._process = process
+        self._name = name
+        self._requests = 0
+        self._stderr: deque[str] = deque(maxlen=40)
+        self._stderr_task = asyncio.create_task(self._drain_stderr())
+        self._busy = asyncio.Lock()
+
+    @classmethod
+    async def start(cls, python: tuple[str, ...], environment: Mapping[str, str]) -> "WorkerProcess":
+        """Start the interpreter and hand it the worker's source.
+
+        Raises:
+            RefusedError: when the command can't be executed.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *python,
+                "-c",
+                BOOTSTRAP,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=dict(environment),
+                start_new_session=True,
+                limit=LONGEST_LINE,
+            )
+        except OSError as error:
+            raise RefusedError(
+                f"the interpreter {python[0]} can't be started ({error.strerror}): 'migrations.python' must name the one"
+                " that runs the target's migrations"
+            ) from None
+        worker = cls(process, python[0])
+        source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
+        await worker._write(json.dumps(source))
+        return worker
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._process.returncode is None
+
+    async def ask(self, do: str, timeout_s: float, on_message: MessageSink | None = None, **request: Any) -> Any:
+        """Send one request and wait for its answer.
+
+        Raises:
+            RefusedError, TransientError, PermanentError: as the child says; TransientError when it takes longer than
+                `timeout_s` seconds (the child is killed then) or dies.
+        """
+        async with self._busy:
+            self._requests += 1
+            number = self._requests
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._write(json.dumps({"id": number, "do": do, **request}))
+                    return await self._answer(number, on_message)
+            except TimeoutError:
+                await self.kill()
+                raise TransientError(f"the migration worker took longer than {timeout_s:g} s for '{do}' and was ended") from None
+            except asyncio.CancelledError:
+                await self.kill()
+                raise
+
+    async def _answer(self, number: int, on_message: MessageSink | None) -> Any:
+        assert self._process.stdout is not None
+        while True:
+            line = await self._process.stdout.readline()
+            if not line:
+                await self._process.wait()
+                raise self._death()
+            try:
+                message = json.loads(line)
+            except ValueError:
+                raise PermanentError("the migration worker's answer is no JSON; something writes to its stdout") from None
+            if message.get("id") != number:
+                if on_message is not None:
+                    await on_message(message)
+            elif message["type"] == "error":
+                raise KINDS[message["kind"]](message["message"])
+            else:
+                return message["answer"]
+
+    def _death(self) -> RollbackdError:
+        code = self._process.returncode
+        last = self._stderr[-1] if self._stderr else "nothing on its stderr"
+        if code is not None and code < 0:
+            return TransientError(f"the migration worker was killed by signal {-code}; last words: {last}")
+        return RefusedError(f"'{self._name}' ended with exit code {code} before it answered; last words: {last}")
+
+    async def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            await self._process.wait()
+            await asyncio.wait([self._stderr_task], timeout=1)
+            raise self._death() from None
+
+    async def _drain_stderr(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):
+            async for line in self._process.stderr:
+                text = line.decode(errors="replace").rstrip()
+                if text:
+                    self._stderr.append(text[:500])
+
+    async def close(self) -> None:
+        """Let it end by itself, for a second; then kill it."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(1):
+                await self._process.wait()
+        except TimeoutError:
+            await self.kill()
+        await self._finish()
+
+    async def kill(self) -> None:
+        """End it and everything it started, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        self._stderr_task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._stderr_task

@@ -1,0 +1,194 @@
+"""From evidence to facts. Looked at, not estimated; what can't be known is said to be unknown."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import msgspec
+
+from rollbackd.core.events import Category, Severity
+from rollbackd.core.evidence import ProbeState, Signal
+from rollbackd.core.facts import Application, Bug, Data, Errors, Facts, Migration, Performance, Watch
+
+
+class DeployWord(StrEnum):
+    """What the CD system last said about the deploy or its migration."""
+
+    NOTHING = "nothing"
+    STARTED = "started"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one assessment looks at.
+
+    `heads_before` and `heads_now` are the rows of the version table, None where they aren't known.
+    `schema_changed` compares the catalog now with the documented one at `heads_before`, None where either is missing.
+    `heads_expected` is where the release wanted to go, empty where nobody said.
+    `names_firing_elsewhere` are signals that fire for services where nothing was deployed.
+    """
+
+    started_at: datetime
+    succeeded_at: datetime | None = None
+    bake_time_s: float
+    start_grace_s: float
+    deploy: DeployWord
+    migration: DeployWord
+    heads_before: tuple[str, ...] | None = None
+    heads_now: tuple[str, ...] | None = None
+    heads_expected: tuple[str, ...] = ()
+    heads_now_unknown_to_scripts: tuple[str, ...] = ()
+    schema_changed: bool | None = None
+    signals: tuple[Signal, ...] = ()
+    names_firing_elsewhere: frozenset[str] = frozenset()
+    probes: dict[str, ProbeState] = {}
+    probes_failing_before: frozenset[str] = frozenset()
+
+
+class Assessment(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts, why each is what it is, and the evidence that was set aside with its reason."""
+
+    facts: Facts
+    reasons: dict[str, str]
+    set_aside: tuple[str, ...]
+
+
+def assess(evidence: Evidence, now: datetime) -> Assessment:
+    """Conclude the facts from the evidence as of `now`."""
+    attributed, set_aside = _attribute(evidence, now)
+    migration, migration_reason = _migration(evidence)
+    application, application_reason, probes_set_aside = _application(evidence, migration, now)
+    errors = [s for s in attributed if s.category in (Category.ERRORS, Category.AVAILABILITY)]
+    errors = [s for s in errors if s.severity is not Severity.INFO]
+    slow = [s for s in attributed if s.category is Category.PERFORMANCE and s.severity is not Severity.INFO]
+    bugs = [s for s in attributed if s.category is Category.BUG]
+    losses = [s for s in attributed if s.category is Category.DATA_LOSS]
+    performance = Performance.NORMAL
+    if slow:
+        is_critical = any(s.severity is Severity.CRITICAL for s in slow)
+        performance = Performance.CRITICAL if is_critical else Performance.DEGRADED
+    watch, watch_reason = _watch(evidence, now)
+    facts = Facts(
+        migration=migration,
+        errors=Errors.FIRING if errors else Errors.NONE,
+        performance=performance,
+        bug=Bug.REPORTED if bugs else Bug.NONE,
+        data=Data.LOSS_REPORTED if losses else Data.INTACT,
+        application=application,
+        watch=watch,
+    )
+    reasons = {
+        "migration": migration_reason,
+        "errors": _named(errors, "no error signal began after the deploy"),
+        "performance": _named(slow, "no performance signal began after the deploy"),
+        "bug": _named(bugs, "nobody reported a bug in the migration"),
+        "data": _named(losses, "nobody reported lost rows"),
+        "application": application_reason,
+        "watch": watch_reason,
+    }
+    return Assessment(facts=facts, reasons=reasons, set_aside=tuple(set_aside + probes_set_aside))
+
+
+def _attribute(evidence: Evidence, now: datetime) -> tuple[list[Signal], list[str]]:
+    """Keep the signals that this deploy can have caused; name the others with the reason."""
+    attributed: list[Signal] = []
+    set_aside: list[str] = []
+    for signal in evidence.signals:
+        if not signal.fires(now):
+            continue
+        if signal.started_at < evidence.started_at:
+            set_aside.append(f"signal {signal.name}: fired before the deploy, since {signal.started_at:%H:%M:%S}")
+        elif signal.name in evidence.names_firing_elsewhere:
+            set_aside.append(f"signal {signal.name}: fires as well where nothing was deployed")
+        else:
+            attributed.append(signal)
+    return attributed, set_aside
+
+
+def _migration(evidence: Evidence) -> tuple[Migration, str]:
+    before, now = evidence.heads_before, evidence.heads_now
+    if now is None:
+        return Migration.UNKNOWN, "the version table can't be read"
+    if before is None:
+        return Migration.UNKNOWN, f"the revision before the deploy isn't documented; now {heads_text(now)}"
+    failed = DeployWord.FAILED in (evidence.migration, evidence.deploy)
+    failed_migration = evidence.migration is DeployWord.FAILED
+    if evidence.heads_now_unknown_to_scripts:
+        unknown = ", ".join(evidence.heads_now_unknown_to_scripts)
+        return Migration.UNKNOWN, f"the version table names {unknown}, which no kept script knows"
+    if set(now) == set(before):
+        return _unmoved(evidence, failed, before)
+    if evidence.heads_expected and set(now) == set(evidence.heads_expected):
+        moved = f"moved from {heads_text(before)} to {heads_text(now)}"
+        if failed_migration:
+            return Migration.FAILED_MIDWAY, f"the migration failed after it had {moved}"
+        return Migration.APPLIED, moved
+    if failed_migration:
+        return Migration.FAILED_MIDWAY, f"the migration failed after {heads_text(now)}; it began at {heads_text(before)}"
+    if evidence.migration is DeployWord.STARTED:
+        return Migration.RUNNING, f"the migration is under way, now at {heads_text(now)}"
+    if evidence.heads_expected and evidence.migration is not DeployWord.SUCCEEDED:
+        if failed:
+            return (
+                Migration.FAILED_MIDWAY,
+                f"the deploy failed with the database at {heads_text(now)}, short of {heads_text(evidence.heads_expected)}",
+            )
+        return Migration.RUNNING, f"on the way to {heads_text(evidence.heads_expected)}, now at {heads_text(now)}"
+    return Migration.APPLIED, f"moved from {heads_text(before)} to {heads_text(now)}"
+
+
+def _unmoved(evidence: Evidence, failed: bool, before: tuple[str, ...]) -> tuple[Migration, str]:
+    at = heads_text(before)
+    if not failed:
+        if evidence.migration is DeployWord.STARTED:
+            return Migration.RUNNING, f"the migration is under way, still at {at}"
+        return Migration.NOT_MOVED, f"the deploy moved no revision; still at {at}"
+    if evidence.schema_changed is None:
+        return Migration.UNKNOWN, f"failed with the stamp at {at}, and the schema before it isn't documented"
+    if evidence.schema_changed:
+        return Migration.FAILED_INSIDE, f"failed with the stamp at {at}, but the schema is no longer that of {at}"
+    if evidence.migration is DeployWord.FAILED:
+        return Migration.FAILED_CLEAN, f"the migration failed and was undone whole; stamp and schema are those of {at}"
+    return Migration.NOT_MOVED, f"the deploy failed before it moved a revision; still at {at}"
+
+
+def _application(evidence: Evidence, migration: Migration, now: datetime) -> tuple[Application, str, list[str]]:
+    set_aside = [
+        f"probe {name}: failed before the deploy already"
+        for name, state in evidence.probes.items()
+        if state is ProbeState.FAILING and name in evidence.probes_failing_before
+    ]
+    if evidence.deploy is DeployWord.FAILED and migration in (Migration.APPLIED, Migration.NOT_MOVED):
+        return Application.FAILING, "the CD system says that the deploy failed", set_aside
+    grace_ends = evidence.started_at + timedelta(seconds=evidence.start_grace_s)
+    if evidence.succeeded_at is None and now < grace_ends:
+        return Application.UNKNOWN, "the deploy hasn't finished", set_aside
+    counted = {n: s for n, s in evidence.probes.items() if n not in evidence.probes_failing_before}
+    failing = sorted(n for n, s in counted.items() if s is ProbeState.FAILING)
+    if failing:
+        return Application.FAILING, f"failing: {', '.join(failing)}", set_aside
+    if counted and all(s is ProbeState.HEALTHY for s in counted.values()):
+        return Application.HEALTHY, f"healthy: {', '.join(sorted(counted))}", set_aside
+    if not counted:
+        return Application.UNKNOWN, "no probe that could tell", set_aside
+    unsettled = sorted(f"{n} {s}" for n, s in counted.items() if s is not ProbeState.HEALTHY)
+    return Application.UNKNOWN, f"not settled: {', '.join(unsettled)}", set_aside
+
+
+def _watch(evidence: Evidence, now: datetime) -> tuple[Watch, str]:
+    counted_from = evidence.succeeded_at or evidence.started_at + timedelta(seconds=evidence.start_grace_s)
+    ends = counted_from + timedelta(seconds=evidence.bake_time_s)
+    if now < ends:
+        return Watch.BAKING, f"in its bake time until {ends:%H:%M:%S} UTC"
+    return Watch.OVER, f"the bake time ended at {ends:%H:%M:%S} UTC"
+
+
+def _named(signals: list[Signal], otherwise: str) -> str:
+    if not signals:
+        return otherwise
+    return "; ".join(f"{s.name} ({s.severity}) from {s.source}, since {s.started_at:%H:%M:%S} UTC" for s in signals)
+
+
+def heads_text(heads: tuple[str, ...] | list[str]) -> str:
+    """Heads as a person reads them; an empty version table is `base`."""
+    return " + ".join(sorted(heads)) or "base"

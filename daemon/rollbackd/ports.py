@@ -1,0 +1,260 @@
+"""What the workflow needs of the world, as protocols. Adapters fulfil them; tests may put small fakes in their place."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from rollbackd.core.checks import Finding
+from rollbackd.core.evidence import Measurement, Signal
+from rollbackd.core.gates import Pause
+from rollbackd.core.reading import ReadRevision
+from rollbackd.core.records import (
+    Approval,
+    BackupRecord,
+    Delivery,
+    Deployment,
+    Incident,
+    LogLine,
+    QueuedEvent,
+    Run,
+    StateDocument,
+    StepRecord,
+    StoredDecision,
+    TableCount,
+    Token,
+)
+from rollbackd.core.revisions import Revision
+from rollbackd.core.run import RunState
+from rollbackd.core.schema import Schema
+from rollbackd.settings import Probe
+
+
+class Clock(Protocol):
+    """Time and identity, so that neither is taken out of the air."""
+
+    def now(self) -> datetime:
+        """The aware UTC time."""
+
+    def new_id(self, prefix: str) -> str:
+        """A new id that sorts by time, such as `run-20261122T221503-9f3c21`."""
+
+
+class AcceptedDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a delivery: recorded just now, or seen before under `id`; `conflict` when the body differs."""
+
+    id: str
+    is_new: bool
+    conflict: bool
+    ignored_because: str
+
+
+class Store(Protocol):
+    """The durable record. Every method that changes something has committed to disk when it returns.
+
+    Raises:
+        StoreUnavailableError: from any method, when the store is full, locked or closed.
+    """
+
+    async def accept(self, delivery: Delivery) -> AcceptedDelivery: ...
+    async def next_events(self, limit: int) -> list[QueuedEvent]: ...
+    async def settle_event(self, seq: int, outcome: str, at: datetime) -> None: ...
+    async def recent_deliveries(self, limit: int) -> list[dict[str, object]]: ...
+
+    async def save_deployment(self, deployment: Deployment) -> None: ...
+    async def deployment(self, deployment_id: str) -> Deployment | None: ...
+    async def watched_deployments(self) -> list[Deployment]: ...
+    async def deployments(self, target: str | None, limit: int) -> list[Deployment]: ...
+
+    async def save_signal(self, service: str, environment: str, signal: Signal) -> None: ...
+    async def signals(self, service: str, environment: str, since: datetime) -> list[Signal]: ...
+    async def firing_elsewhere(self, service: str, environment: str) -> dict[str, list[str]]: ...
+    async def save_measurements(self, deployment: str, measurements: list[Measurement]) -> None: ...
+    async def measurements(self, deployment: str, limit: int) -> list[Measurement]: ...
+
+    async def save_document(self, document: StateDocument) -> None: ...
+    async def document(self, document_id: str) -> StateDocument | None: ...
+    async def latest_document(self, target: str, before: datetime | None = None) -> StateDocument | None: ...
+
+    async def save_decision(self, decision: StoredDecision) -> None: ...
+    async def decision(self, decision_id: str) -> StoredDecision | None: ...
+    async def decisions(self, target: str | None, limit: int, deployment: str | None = None) -> list[StoredDecision]: ...
+
+    async def add_run(self, run: Run) -> None:
+        """Record a new run; raises RefusedError when its database has an unfinished one."""
+
+    async def move_run(
+        self, run_id: str, before: RunState, after: RunState, at: datetime, *, statement: str = "", fence: int | None = None
+    ) -> Run:
+        """Take the run from one state to the next, or raise RefusedError when it isn't in `before` (or was fenced)."""
+
+    async def take_lease(self, run_id: str) -> int: ...
+    async def run(self, run_id: str) -> Run | None: ...
+    async def runs(self, target: str | None, limit: int) -> list[Run]: ...
+    async def unfinished_runs(self) -> list[Run]: ...
+    async def set_writes_stopped(self, run_id: str, who: str) -> None: ...
+    async def journal(self, record: StepRecord, fence: int) -> None: ...
+    async def journal_of(self, run_id: str) -> list[StepRecord]: ...
+    async def log(self, lines: list[LogLine]) -> None: ...
+    async def log_of(self, run_id: str) -> list[LogLine]: ...
+
+    async def save_backup(self, backup: BackupRecord) -> None: ...
+    async def backups(self, target: str | None, limit: int) -> list[BackupRecord]: ...
+    async def save_incident(self, incident: Incident) -> None: ...
+    async def incident(self, incident_id: str) -> Incident | None: ...
+    async def open_incident(self, target: str) -> Incident | None: ...
+    async def save_approval(self, approval: Approval) -> None: ...
+    async def approvals(self, run_id: str) -> list[Approval]: ...
+    async def save_pause(self, pause: Pause) -> None: ...
+    async def lift_pause(self, target: str) -> bool: ...
+    async def pauses(self) -> list[Pause]: ...
+    async def save_token(self, token: Token) -> None: ...
+    async def tokens(self) -> list[Token]: ...
+
+    async def add_totals(self, amounts: Mapping[str, float]) -> None: ...
+    async def totals(self) -> dict[str, float]: ...
+    async def prune(self, deliveries_before: datetime, measurements_before: datetime) -> dict[str, int]: ...
+
+
+class DatabaseIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Which database this is, whatever name it is reached by."""
+
+    system_identifier: str
+    database: str
+    oid: int
+    server_version: int
+
+
+class DatabaseReader(Protocol):
+    """Reads one guarded database on its primary. Nothing here changes it.
+
+    Raises:
+        TransientError: when it can't be reached.
+        PermanentError: when it answers, but not to this role.
+    """
+
+    async def identity(self) -> DatabaseIdentity: ...
+    async def heads(self) -> tuple[str, ...]: ...
+    async def schema(self) -> Schema: ...
+    async def counts(self, budget_s: float, most_tables: int, tables: tuple[str, ...] = ()) -> tuple[TableCount, ...]: ...
+    async def wait_for_migration_lock(self, timeout_s: float) -> bool:
+        """Whether no session migrates any more: waits for the advisory lock that a migrating session holds."""
+
+    async def findings_before(self) -> tuple[Finding, ...]: ...
+    async def findings_after(self, lossy_tables: tuple[str, ...], counts_before: tuple[TableCount, ...]) -> tuple[Finding, ...]: ...
+    async def own_checks(self) -> tuple[Finding, ...]: ...
+    async def rights(self) -> tuple[Finding, ...]: ...
+    async def close(self) -> None: ...
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker says of the scripts and its interpreter."""
+
+    revisions: tuple[Revision, ...]
+    scripts_sha256: str
+    python: str
+    alembic: str
+    sqlalchemy: str
+
+
+class MigrationEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """What env.py showed when it was run without migrating anything."""
+
+    heads: tuple[str, ...]
+    version_table: str
+    version_table_schema: str
+    transaction_per_migration: bool
+    driver: str
+
+
+class DowngradeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker says it did. Never believed: the database is asked afterwards."""
+
+    statements: int
+    marker: bool
+    seconds: float
+
+
+LogSink = Callable[[str], Awaitable[None]]
+
+
+class MigrationWorker(Protocol):
+    """Alembic in the target's own interpreter.
+
+    Raises:
+        RefusedError: for what the user must mend (no alembic there, env.py raises, input() asked).
+        TransientError: for a lock not had in time.
+        PermanentError: for a downgrade that failed.
+    """
+
+    async def describe(self) -> Described: ...
+    async def read(self, revisions: tuple[str, ...]) -> dict[str, ReadRevision]: ...
+    async def environment(self) -> MigrationEnvironment: ...
+    async def downgrade(
+        self,
+        revisions: tuple[str, ...],
+        from_heads: tuple[str, ...],
+        to_heads: tuple[str, ...],
+        *,
+        run: str,
+        identity: DatabaseIdentity,
+        timeout_s: float,
+        on_log: LogSink,
+    ) -> DowngradeResult: ...
+    async def prestart(self) -> None: ...
+    async def keep_scripts(self) -> str: ...
+    async def close(self) -> None: ...
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a long act has come; `total` is 0 where nobody knows."""
+
+    done: float
+    total: float
+    unit: str
+
+
+ProgressSink = Callable[[Progress], Awaitable[None]]
+
+
+class Backups(Protocol):
+    """Takes, proves and removes backups of one database."""
+
+    async def take(
+        self, run: str, purpose: str, *, tables: tuple[str, ...], timeout_s: float, on_progress: ProgressSink
+    ) -> BackupRecord: ...
+    async def prove(self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink) -> BackupRecord: ...
+    async def is_whole(self, backup: BackupRecord) -> bool: ...
+    async def find(self, run: str, purpose: str) -> BackupRecord | None: ...
+    async def prune(self, backups: list[BackupRecord]) -> list[BackupRecord]: ...
+    async def readiness(self) -> tuple[Finding, ...]: ...
+    async def sweep(self) -> list[str]: ...
+    def reachable_level(self) -> int: ...
+    def restore_commands(self, backup: BackupRecord) -> list[str]: ...
+
+
+class Application(Protocol):
+    """The services that use a database: stopped, started and looked at by declared commands."""
+
+    @property
+    def can_stop(self) -> bool: ...
+    @property
+    def can_start(self) -> bool: ...
+    async def is_stopped(self) -> bool: ...
+    async def stop(self) -> None: ...
+    async def runs(self, version: str) -> bool: ...
+    async def start(self, version: str) -> None: ...
+    async def readiness(self) -> tuple[Finding, ...]: ...
+
+
+class Prober(Protocol):
+    """Takes one reading of one probe. Never raises: an error is a reading of quality error."""
+
+    async def measure(self, probe: Probe, at: datetime) -> Measurement: ...
+
+
+class Announcer(Protocol):
+    """Tells people. Never raises: an announcement that can't be made is logged and counted."""
+
+    async def announce(self, event: str, fields: dict[str, object]) -> None: ...

@@ -1,0 +1,269 @@
+"""The configuration as frozen types: every key there is, with its default. Reading TOML into them is the app's."""
+
+import re
+from typing import Literal
+
+import msgspec
+
+from rollbackd.core.gates import DataLossPolicy, Mode
+
+
+class Duration(float):
+    """Seconds, written as `"90s"`, `"15m"`, `"2h"` or `"7d"`."""
+
+    _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """Read a duration; raises ValueError with what would be right."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else None
+        if found is None:
+            raise ValueError(f"{text!r} is no duration; write a number with ms, s, m, h or d, as in \"15m\"")
+        return cls(float(found[1]) * cls._UNITS[found[2]])
+
+
+class SecretReference(str):
+    """Where a secret is found: `file:NAME` (a systemd credential), `file:/absolute/path` or `env:NAME`. Never the secret."""
+
+    @classmethod
+    def parse(cls, text: object) -> "SecretReference":
+        """Read a reference; raises ValueError without repeating a text that may be the secret itself."""
+        if not isinstance(text, str) or not re.fullmatch(r"(file|env):.+", text):
+            raise ValueError('a secret is given by reference: "file:/path", "file:CREDENTIAL" or "env:NAME"')
+        return cls(text)
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: unknown keys are refused."""
+
+
+class Server(Section, frozen=True):
+    """Where the daemon listens. `public_url` is what reports and messages link to."""
+
+    listen: str = "127.0.0.1:8765"
+    public_url: str = ""
+    max_body_bytes: int = 1_048_576
+    max_waiting_deliveries: int = 10_000
+    max_connections: int = 512
+
+
+class Store(Section, frozen=True):
+    """The embedded store's folder, and how long what happened is kept."""
+
+    directory: str = "/var/lib/rollbackd"
+    keep_deliveries: Duration = Duration(30 * 86400)
+    keep_measurements: Duration = Duration(7 * 86400)
+
+
+class Logging(Section, frozen=True):
+    """`auto` is console on a terminal and JSON otherwise."""
+
+    format: Literal["auto", "console", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Hook(Section, frozen=True):
+    """One sender. `secrets` may be several, so that a key can be rotated; `file` names a hook file of your own."""
+
+    secrets: tuple[SecretReference, ...] = ()
+    file: str = ""
+
+
+class Notify(Section, frozen=True):
+    """Announcements are POSTed as JSON to `url`; empty announces in the log alone."""
+
+    url: SecretReference | None = None
+    timeout: Duration = Duration(10)
+
+
+class Database(Section, frozen=True):
+    """The guarded database. `url` holds no password; the backup role may differ from the one that migrates."""
+
+    url: str
+    password: SecretReference | None = None
+    backup_user: str = ""
+    backup_password: SecretReference | None = None
+    binaries: str = ""
+    connect_timeout: Duration = Duration(5)
+
+
+class Migrations(Section, frozen=True):
+    """The target's own Alembic environment.
+
+    `url` says how env.py comes by the database: `own` (it knows), `option` (sqlalchemy.url of the ini file is set) or
+    `environment:NAME`. `driver` is the SQLAlchemy driver for the latter two.
+    """
+
+    directory: str
+    ini: str = "alembic.ini"
+    section: str = "alembic"
+    python: tuple[str, ...]
+    url: str = "own"
+    driver: str = "psycopg"
+    environment: dict[str, str] = {}
+    secret_environment: dict[str, SecretReference] = {}
+    x: tuple[str, ...] = ()
+    version_table: str = "alembic_version"
+    version_table_schema: str = ""
+    lock_timeout: Duration = Duration(3)
+    statement_timeout: Duration = Duration(300)
+    lock_attempts: int = 5
+    start_timeout: Duration = Duration(60)
+    prestart: bool = True
+
+
+class Scratch(Section, frozen=True):
+    """The server on which proofs restore. An empty `url` means the guarded server itself, where `same_server` allows it."""
+
+    url: str = ""
+    password: SecretReference | None = None
+    same_server: bool = False
+
+
+class Backup(Section, frozen=True):
+    """Where backups go and how long they stay. `command` takes a backup elsewhere and prints its reference as JSON."""
+
+    directory: str = ""
+    command: tuple[str, ...] = ()
+    compression: str = "gzip:1"
+    keep: Duration = Duration(14 * 86400)
+    keep_at_least: int = 3
+    reuse_within: Duration = Duration(0)
+    dump_timeout: Duration = Duration(4 * 3600)
+    proof_timeout: Duration = Duration(4 * 3600)
+    count_budget: Duration = Duration(300)
+
+
+class FreezeWindow(Section, frozen=True):
+    """A stretch in which automation waits for a person; RFC 3339 times."""
+
+    since: str
+    until: str
+    why: str
+
+
+class Policy(Section, frozen=True):
+    """What may be done by itself. An empty value means the environment's default (see `config/rollbackd.toml`)."""
+
+    mode: Mode | None = None
+    approval_required: bool | None = None
+    approve_in_advance: bool = False
+    incident_required: bool | None = None
+    data_loss: DataLossPolicy = DataLossPolicy.PRESERVED
+    backup_level: int = 4
+    confirm_for: Duration = Duration(10)
+    cool_down: Duration = Duration(600)
+    max_rollbacks_a_day: int = 3
+    approval_expires: Duration = Duration(4 * 3600)
+    bake_time: Duration = Duration(30 * 60)
+    start_grace: Duration = Duration(120)
+    watch_after_rollback: Duration = Duration(10)
+    freeze: tuple[FreezeWindow, ...] = ()
+
+
+class Probe(Section, frozen=True):
+    """An HTTP probe: how often, how long, and how many in a row settle it."""
+
+    name: str
+    url: str
+    interval: Duration = Duration(5)
+    timeout: Duration = Duration(3)
+    failures: int = 3
+    successes: int = 2
+    expect_status: tuple[int, ...] = (200,)
+    expect_text: str = ""
+
+
+class Command(Section, frozen=True):
+    """A command and how its effect is observed. `{version}` in an argument stands for the release; there is no shell."""
+
+    command: tuple[str, ...]
+    done_when: tuple[str, ...]
+    timeout: Duration = Duration(120)
+
+
+class DeploymentCommands(Section, frozen=True):
+    """How the application is stopped and how a release of it is started."""
+
+    stop: Command | None = None
+    start: Command | None = None
+    environment: dict[str, str] = {}
+
+
+class Check(Section, frozen=True):
+    """A query of yours that must return no row after a rollback."""
+
+    name: str
+    sql: str
+    timeout: Duration = Duration(30)
+
+
+class Counting(Section, frozen=True):
+    """The budget for counting rows while a deployment is watched; what doesn't fit is an estimate and called one."""
+
+    budget: Duration = Duration(10)
+    most_tables: int = 500
+
+
+class Target(Section, frozen=True):
+    """One database under guard."""
+
+    name: str
+    service: str
+    environment: str
+    database: Database
+    migrations: Migrations
+    scratch: Scratch = Scratch()
+    backup: Backup = Backup()
+    policy: Policy = Policy()
+    probes: tuple[Probe, ...] = ()
+    deployment: DeploymentCommands = DeploymentCommands()
+    checks: tuple[Check, ...] = ()
+    counting: Counting = Counting()
+
+    @property
+    def is_production(self) -> bool:
+        """Production environments start in shadow and need an approval and an incident record."""
+        return self.environment.lower() in ("production", "prod", "live")
+
+    @property
+    def mode(self) -> Mode:
+        """The policy's mode, or the environment's default."""
+        if self.policy.mode is not None:
+            return self.policy.mode
+        return Mode.SHADOW if self.is_production else Mode.AUTOMATIC
+
+    @property
+    def approval_required(self) -> bool:
+        """Whether another identity must approve; `approve_in_advance` is for automatic runs that lose nothing."""
+        return self.is_production if self.policy.approval_required is None else self.policy.approval_required
+
+    @property
+    def incident_required(self) -> bool:
+        """Whether a run needs an incident record."""
+        return self.is_production if self.policy.incident_required is None else self.policy.incident_required
+
+    @property
+    def backs_up(self) -> bool:
+        """Whether a way to take a backup is configured."""
+        return bool(self.backup.directory or self.backup.command)
+
+
+class Settings(Section, frozen=True):
+    """The whole configuration file."""
+
+    targets: tuple[Target, ...]
+    server: Server = Server()
+    store: Store = Store()
+    logging: Logging = Logging()
+    hooks: dict[str, Hook] = {}
+    notify: Notify = Notify()
+    matrix: str = ""
+
+    def target(self, name: str) -> Target | None:
+        """The target of this name."""
+        return next((target for target in self.targets if target.name == name), None)
+
+    def target_for(self, service: str, environment: str) -> tuple[Target, ...]:
+        """The targets that a service's events in an environment are about."""
+        return tuple(t for t in self.targets if t.service == service and t.environment == environment)

@@ -1,0 +1,28 @@
+"""What every test may lean on."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RequireProgram = Callable[..., Path]
+
+
+def find_program(name: str, *alternatives: str) -> Path:
+    """Return where a program is; without it the test is skipped, or fails where nothing may be skipped (CI)."""
+    names = (name, *alternatives)
+    for candidate in names:
+        if found := shutil.which(candidate):
+            return Path(found)
+    missing = f"needs {' or '.join(names)}, which is not on PATH"
+    if os.environ.get("ROLLBACKD_REQUIRE_ALL") == "1":
+        pytest.fail(f"{missing}; ROLLBACKD_REQUIRE_ALL=1 lets nothing be skipped")
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def require_program() -> RequireProgram:
+    """`require_program("alertmanager", "prometheus-alertmanager")` is the path of the first that is installed."""
+    return find_program
