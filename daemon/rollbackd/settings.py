@@ -37,7 +37,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every section: unknown keys are refused."""
 
 
-class Server(Section, frozen=True):
+class Server(Section, frozen=True, kw_only=True):
     """Where the daemon listens. `public_url` is what reports and messages link to."""
 
     listen: str = "127.0.0.1:8765"
@@ -47,7 +47,7 @@ class Server(Section, frozen=True):
     max_connections: int = 512
 
 
-class Store(Section, frozen=True):
+class Store(Section, frozen=True, kw_only=True):
     """The embedded store's folder, and how long what happened is kept."""
 
     directory: str = "/var/lib/rollbackd"
@@ -55,28 +55,28 @@ class Store(Section, frozen=True):
     keep_measurements: Duration = Duration(7 * 86400)
 
 
-class Logging(Section, frozen=True):
+class Logging(Section, frozen=True, kw_only=True):
     """`auto` is console on a terminal and JSON otherwise."""
 
     format: Literal["auto", "console", "json"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Hook(Section, frozen=True):
+class Hook(Section, frozen=True, kw_only=True):
     """One sender. `secrets` may be several, so that a key can be rotated; `file` names a hook file of your own."""
 
     secrets: tuple[SecretReference, ...] = ()
     file: str = ""
 
 
-class Notify(Section, frozen=True):
+class Notify(Section, frozen=True, kw_only=True):
     """Announcements are POSTed as JSON to `url`; empty announces in the log alone."""
 
     url: SecretReference | None = None
     timeout: Duration = Duration(10)
 
 
-class Database(Section, frozen=True):
+class Database(Section, frozen=True, kw_only=True):
     """The guarded database. `url` holds no password; the backup role may differ from the one that migrates."""
 
     url: str
@@ -87,7 +87,7 @@ class Database(Section, frozen=True):
     connect_timeout: Duration = Duration(5)
 
 
-class Migrations(Section, frozen=True):
+class Migrations(Section, frozen=True, kw_only=True):
     """The target's own Alembic environment.
 
     `url` says how env.py comes by the database: `own` (it knows), `option` (sqlalchemy.url of the ini file is set) or
@@ -112,7 +112,7 @@ class Migrations(Section, frozen=True):
     prestart: bool = True
 
 
-class Scratch(Section, frozen=True):
+class Scratch(Section, frozen=True, kw_only=True):
     """The server on which proofs restore. An empty `url` means the guarded server itself, where `same_server` allows it."""
 
     url: str = ""
@@ -120,7 +120,7 @@ class Scratch(Section, frozen=True):
     same_server: bool = False
 
 
-class Backup(Section, frozen=True):
+class Backup(Section, frozen=True, kw_only=True):
     """Where backups go and how long they stay. `command` takes a backup elsewhere and prints its reference as JSON."""
 
     directory: str = ""
@@ -134,7 +134,7 @@ class Backup(Section, frozen=True):
     count_budget: Duration = Duration(300)
 
 
-class FreezeWindow(Section, frozen=True):
+class FreezeWindow(Section, frozen=True, kw_only=True):
     """A stretch in which automation waits for a person; RFC 3339 times."""
 
     since: str
@@ -142,7 +142,7 @@ class FreezeWindow(Section, frozen=True):
     why: str
 
 
-class Policy(Section, frozen=True):
+class Policy(Section, frozen=True, kw_only=True):
     """What may be done by itself. An empty value means the environment's default (see `config/rollbackd.toml`)."""
 
     mode: Mode | None = None
@@ -161,7 +161,7 @@ class Policy(Section, frozen=True):
     freeze: tuple[FreezeWindow, ...] = ()
 
 
-class Probe(Section, frozen=True):
+class Probe(Section, frozen=True, kw_only=True):
     """An HTTP probe: how often, how long, and how many in a row settle it."""
 
     name: str
@@ -174,7 +174,7 @@ class Probe(Section, frozen=True):
     expect_text: str = ""
 
 
-class Command(Section, frozen=True):
+class Command(Section, frozen=True, kw_only=True):
     """A command and how its effect is observed. `{version}` in an argument stands for the release; there is no shell."""
 
     command: tuple[str, ...]
@@ -182,7 +182,7 @@ class Command(Section, frozen=True):
     timeout: Duration = Duration(120)
 
 
-class DeploymentCommands(Section, frozen=True):
+class DeploymentCommands(Section, frozen=True, kw_only=True):
     """How the application is stopped and how a release of it is started."""
 
     stop: Command | None = None
@@ -190,7 +190,7 @@ class DeploymentCommands(Section, frozen=True):
     environment: dict[str, str] = {}
 
 
-class Check(Section, frozen=True):
+class Check(Section, frozen=True, kw_only=True):
     """A query of yours that must return no row after a rollback."""
 
     name: str
@@ -198,14 +198,14 @@ class Check(Section, frozen=True):
     timeout: Duration = Duration(30)
 
 
-class Counting(Section, frozen=True):
+class Counting(Section, frozen=True, kw_only=True):
     """The budget for counting rows while a deployment is watched; what doesn't fit is an estimate and called one."""
 
     budget: Duration = Duration(10)
     most_tables: int = 500
 
 
-class Target(Section, frozen=True):
+class Target(Section, frozen=True, kw_only=True):
     """One database under guard."""
 
     name: str
@@ -249,7 +249,7 @@ class Target(Section, frozen=True):
         return bool(self.backup.directory or self.backup.command)
 
 
-class Settings(Section, frozen=True):
+class Settings(Section, frozen=True, kw_only=True):
     """The whole configuration file."""
 
     targets: tuple[Target, ...]

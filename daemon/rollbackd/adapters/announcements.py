@@ -28,7 +28,9 @@ class WebhookAnnouncer:
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 document = json.dumps({"event": event, **fields}, default=str)
                 headers = {"Content-Type": "application/json"}
-                async with session.post(read_secret(self._settings.url), data=document, headers=headers) as answer:
+                async with session.post(
+                    read_secret(self._settings.url), data=document, headers=headers
+                ) as answer:
                     answer.raise_for_status()
         except (aiohttp.ClientError, TimeoutError, ConfigurationError, ValueError) as error:
             log.warning("announcement_failed", announcement=event, error=type(error).__name__)

@@ -51,10 +51,14 @@ async def run_command(argv: tuple[str, ...], timeout_s: float, environment: Mapp
         async with asyncio.timeout(timeout_s):
             assert process.stdout is not None
             assert process.stderr is not None
-            stdout, stderr, _ = await asyncio.gather(_read(process.stdout), _read(process.stderr), process.wait())
+            stdout, stderr, _ = await asyncio.gather(
+                _read(process.stdout), _read(process.stderr), process.wait()
+            )
     except TimeoutError:
         await _kill(process)
-        raise TransientError(f"the command {argv[0]} took longer than {timeout_s:g} s and was ended") from None
+        raise TransientError(
+            f"the command {argv[0]} took longer than {timeout_s:g} s and was ended"
+        ) from None
     except asyncio.CancelledError:
         await _kill(process)
         raise
@@ -141,7 +145,9 @@ class CommandApplication:
             raise PermanentError("no command is declared for this")
         ended = await run_command(_filled(command.command, version), command.timeout, self._environment)
         if ended.code != 0:
-            raise TransientError(f"{command.command[0]} ended with exit code {ended.code}: {ended.last_words()}")
+            raise TransientError(
+                f"{command.command[0]} ended with exit code {ended.code}: {ended.last_words()}"
+            )
 
 
 def _filled(argv: tuple[str, ...], version: str) -> tuple[str, ...]:

@@ -21,15 +21,25 @@ class HttpProber:
         """Ask once and say what came back."""
         if self._session is None:
             # A connection of its own for each reading: a kept one would hide that nothing listens any more.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), trust_env=False)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True), trust_env=False
+            )
 
-        def reading(quality: Quality, healthy: bool | None, detail: str, value: float | None = None) -> Measurement:
-            return Measurement(probe=probe.name, at=at, quality=quality, healthy=healthy, detail=detail, value=value)
+        def reading(
+            quality: Quality, healthy: bool | None, detail: str, value: float | None = None
+        ) -> Measurement:
+            return Measurement(
+                probe=probe.name, at=at, quality=quality, healthy=healthy, detail=detail, value=value
+            )
 
         try:
             timeout = aiohttp.ClientTimeout(total=float(probe.timeout))
             async with self._session.get(probe.url, timeout=timeout, allow_redirects=False) as response:
-                text = (await response.content.read(MOST_TEXT_BYTES)).decode(errors="replace") if probe.expect_text else ""
+                text = (
+                    (await response.content.read(MOST_TEXT_BYTES)).decode(errors="replace")
+                    if probe.expect_text
+                    else ""
+                )
         except aiohttp.ClientConnectorDNSError as error:
             return reading(Quality.ERROR, None, f"its name can't be resolved: {error}")
         except aiohttp.ClientConnectorCertificateError as error:
@@ -44,7 +54,9 @@ class HttpProber:
         if response.status not in probe.expect_status:
             return reading(Quality.OK, False, f"answered {response.status}", status)
         if probe.expect_text and probe.expect_text not in text:
-            return reading(Quality.OK, False, f"answered {response.status} without {probe.expect_text!r}", status)
+            return reading(
+                Quality.OK, False, f"answered {response.status} without {probe.expect_text!r}", status
+            )
         return reading(Quality.OK, True, f"answered {response.status}", status)
 
     async def close(self) -> None:

@@ -20,14 +20,18 @@ def read_secret(reference: SecretReference) -> str:
     if scheme == "env":
         value = os.environ.get(name, "")
         if not value:
-            raise ConfigurationError([f"the environment variable {name} is not set, and a secret is expected in it"])
+            raise ConfigurationError(
+                [f"the environment variable {name} is not set, and a secret is expected in it"]
+            )
         return value
     path = Path(name) if "/" in name else Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / name
     try:
         mode = path.stat().st_mode
         value = path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"the secret file {path} can't be read: {getattr(error, 'strerror', error)}"]) from None
+        raise ConfigurationError(
+            [f"the secret file {path} can't be read: {getattr(error, 'strerror', error)}"]
+        ) from None
     if mode & stat.S_IROTH:
         raise ConfigurationError([f"the secret file {path} may be read by everybody: chmod o-r {path}"])
     if not value:

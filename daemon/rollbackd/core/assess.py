@@ -97,7 +97,9 @@ def _attribute(evidence: Evidence, now: datetime) -> tuple[list[Signal], list[st
         if not signal.fires(now):
             continue
         if signal.started_at < evidence.started_at:
-            set_aside.append(f"signal {signal.name}: fired before the deploy, since {signal.started_at:%H:%M:%S}")
+            set_aside.append(
+                f"signal {signal.name}: fired before the deploy, since {signal.started_at:%H:%M:%S}"
+            )
         elif signal.name in evidence.names_firing_elsewhere:
             set_aside.append(f"signal {signal.name}: fires as well where nothing was deployed")
         else:
@@ -124,7 +126,10 @@ def _migration(evidence: Evidence) -> tuple[Migration, str]:
             return Migration.FAILED_MIDWAY, f"the migration failed after it had {moved}"
         return Migration.APPLIED, moved
     if failed_migration:
-        return Migration.FAILED_MIDWAY, f"the migration failed after {heads_text(now)}; it began at {heads_text(before)}"
+        return (
+            Migration.FAILED_MIDWAY,
+            f"the migration failed after {heads_text(now)}; it began at {heads_text(before)}",
+        )
     if evidence.migration is DeployWord.STARTED:
         return Migration.RUNNING, f"the migration is under way, now at {heads_text(now)}"
     if evidence.heads_expected and evidence.migration is not DeployWord.SUCCEEDED:
@@ -133,7 +138,10 @@ def _migration(evidence: Evidence) -> tuple[Migration, str]:
                 Migration.FAILED_MIDWAY,
                 f"the deploy failed with the database at {heads_text(now)}, short of {heads_text(evidence.heads_expected)}",
             )
-        return Migration.RUNNING, f"on the way to {heads_text(evidence.heads_expected)}, now at {heads_text(now)}"
+        return (
+            Migration.RUNNING,
+            f"on the way to {heads_text(evidence.heads_expected)}, now at {heads_text(now)}",
+        )
     return Migration.APPLIED, f"moved from {heads_text(before)} to {heads_text(now)}"
 
 
@@ -146,13 +154,21 @@ def _unmoved(evidence: Evidence, failed: bool, before: tuple[str, ...]) -> tuple
     if evidence.schema_changed is None:
         return Migration.UNKNOWN, f"failed with the stamp at {at}, and the schema before it isn't documented"
     if evidence.schema_changed:
-        return Migration.FAILED_INSIDE, f"failed with the stamp at {at}, but the schema is no longer that of {at}"
+        return (
+            Migration.FAILED_INSIDE,
+            f"failed with the stamp at {at}, but the schema is no longer that of {at}",
+        )
     if evidence.migration is DeployWord.FAILED:
-        return Migration.FAILED_CLEAN, f"the migration failed and was undone whole; stamp and schema are those of {at}"
+        return (
+            Migration.FAILED_CLEAN,
+            f"the migration failed and was undone whole; stamp and schema are those of {at}",
+        )
     return Migration.NOT_MOVED, f"the deploy failed before it moved a revision; still at {at}"
 
 
-def _application(evidence: Evidence, migration: Migration, now: datetime) -> tuple[Application, str, list[str]]:
+def _application(
+    evidence: Evidence, migration: Migration, now: datetime
+) -> tuple[Application, str, list[str]]:
     set_aside = [
         f"probe {name}: failed before the deploy already"
         for name, state in evidence.probes.items()
@@ -186,7 +202,9 @@ def _watch(evidence: Evidence, now: datetime) -> tuple[Watch, str]:
 def _named(signals: list[Signal], otherwise: str) -> str:
     if not signals:
         return otherwise
-    return "; ".join(f"{s.name} ({s.severity}) from {s.source}, since {s.started_at:%H:%M:%S} UTC" for s in signals)
+    return "; ".join(
+        f"{s.name} ({s.severity}) from {s.source}, since {s.started_at:%H:%M:%S} UTC" for s in signals
+    )
 
 
 def heads_text(heads: tuple[str, ...] | list[str]) -> str:

@@ -91,5 +91,6 @@ FACT_VALUES: dict[str, tuple[str, ...]] = {
 def every_combination() -> list[Facts]:
     """All combinations of facts there are (1,008 of them)."""
     return [
-        msgspec.convert(dict(zip(FACT_VALUES, values, strict=True)), Facts) for values in product(*FACT_VALUES.values())
+        msgspec.convert(dict(zip(FACT_VALUES, values, strict=True)), Facts)
+        for values in product(*FACT_VALUES.values())
     ]

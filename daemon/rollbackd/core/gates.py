@@ -143,7 +143,11 @@ def _mode(policy: GatePolicy, ask: Ask) -> GateFinding:
     if ask.by_person:
         return _found(Gate.MODE, GateState.MET, "asked for by a person")
     if policy.mode is Mode.SHADOW:
-        return _found(Gate.MODE, GateState.REFUSED, "the target is in shadow: rollbackd says what it would do, and does nothing")
+        return _found(
+            Gate.MODE,
+            GateState.REFUSED,
+            "the target is in shadow: rollbackd says what it would do, and does nothing",
+        )
     return _found(Gate.MODE, GateState.MET, f"the target's mode is {policy.mode}")
 
 
@@ -151,8 +155,14 @@ def _pause(ask: Ask, now: datetime) -> GateFinding:
     for pause in ask.pauses:
         if pause.holds(now) and not ask.by_person:
             until = f"until {pause.until:%Y-%m-%d %H:%M} UTC" if pause.until else "until it is lifted"
-            return _found(Gate.PAUSE, GateState.REFUSED, f"{pause.who} paused automation {until}: {pause.why}")
-    return _found(Gate.PAUSE, GateState.MET, "automation isn't paused" if not ask.by_person else "a pause stops automation only")
+            return _found(
+                Gate.PAUSE, GateState.REFUSED, f"{pause.who} paused automation {until}: {pause.why}"
+            )
+    return _found(
+        Gate.PAUSE,
+        GateState.MET,
+        "automation isn't paused" if not ask.by_person else "a pause stops automation only",
+    )
 
 
 def _freeze(ask: Ask, now: datetime) -> GateFinding:
@@ -173,26 +183,42 @@ def _backup(policy: GatePolicy, ask: Ask) -> GateFinding:
     if ask.backup_reachable_level < policy.backup_level:
         reason = f"the policy asks for a backup of L{policy.backup_level}; this configuration reaches L{ask.backup_reachable_level}"
         return _found(Gate.BACKUP, GateState.REFUSED, reason)
-    return _found(Gate.BACKUP, GateState.OPENS, f"a backup is taken and proved to L{policy.backup_level} before anything changes")
+    return _found(
+        Gate.BACKUP,
+        GateState.OPENS,
+        f"a backup is taken and proved to L{policy.backup_level} before anything changes",
+    )
 
 
 def _data_loss(policy: GatePolicy, ask: Ask) -> GateFinding:
     if not ask.loses_data:
-        return _found(Gate.DATA_LOSS, GateState.MET, "the downgrade destroys no rows or values that are known of")
+        return _found(
+            Gate.DATA_LOSS, GateState.MET, "the downgrade destroys no rows or values that are known of"
+        )
     lost = ", ".join(ask.loses_data)
     if policy.data_loss is DataLossPolicy.REFUSE:
-        return _found(Gate.DATA_LOSS, GateState.REFUSED, f"would destroy {lost}, and the policy refuses any loss")
+        return _found(
+            Gate.DATA_LOSS, GateState.REFUSED, f"would destroy {lost}, and the policy refuses any loss"
+        )
     if not ask.loss_is_preserved:
         reason = f"would destroy {lost}, and nothing would keep it: declare how writes are stopped under 'deployment'"
         return _found(Gate.DATA_LOSS, GateState.NEEDS_PERSON, reason)
     if policy.data_loss is DataLossPolicy.ASK:
-        return _found(Gate.DATA_LOSS, GateState.NEEDS_PERSON, f"would destroy {lost}; kept in a dump, and the policy asks a person")
-    return _found(Gate.DATA_LOSS, GateState.OPENS, f"would destroy {lost}; dumped and proved after writes have stopped")
+        return _found(
+            Gate.DATA_LOSS,
+            GateState.NEEDS_PERSON,
+            f"would destroy {lost}; kept in a dump, and the policy asks a person",
+        )
+    return _found(
+        Gate.DATA_LOSS, GateState.OPENS, f"would destroy {lost}; dumped and proved after writes have stopped"
+    )
 
 
 def _writes(ask: Ask) -> GateFinding:
     if ask.stops_writes:
-        return _found(Gate.WRITES, GateState.OPENS, "the declared command stops the application before the downgrade")
+        return _found(
+            Gate.WRITES, GateState.OPENS, "the declared command stops the application before the downgrade"
+        )
     reason = "no command is declared that stops the application: a person must say that nothing writes"
     return _found(Gate.WRITES, GateState.NEEDS_PERSON, reason)
 
@@ -206,7 +232,11 @@ def _incident(policy: GatePolicy, ask: Ask) -> GateFinding:
 
 
 def _once(ask: Ask) -> GateFinding:
-    same = [p for p in ask.past_runs if p.trigger == "automatic" and set(p.rolled_back_from) == set(ask.from_heads)]
+    same = [
+        p
+        for p in ask.past_runs
+        if p.trigger == "automatic" and set(p.rolled_back_from) == set(ask.from_heads)
+    ]
     if same and not ask.by_person and ask.downgrades:
         reason = f"{same[-1].run} rolled this revision back already; a second time is for a person to ask"
         return _found(Gate.ONCE, GateState.NEEDS_PERSON, reason)
@@ -216,7 +246,11 @@ def _once(ask: Ask) -> GateFinding:
 def _cool_down(policy: GatePolicy, ask: Ask, now: datetime) -> GateFinding:
     recent = [p for p in ask.past_runs if now - p.created_at < timedelta(seconds=policy.cool_down_s)]
     if recent and not ask.by_person:
-        return _found(Gate.COOL_DOWN, GateState.NEEDS_PERSON, f"{recent[-1].run} was less than {policy.cool_down_s:g} s ago")
+        return _found(
+            Gate.COOL_DOWN,
+            GateState.NEEDS_PERSON,
+            f"{recent[-1].run} was less than {policy.cool_down_s:g} s ago",
+        )
     return _found(Gate.COOL_DOWN, GateState.MET, "no other run within the cool-down")
 
 
@@ -225,12 +259,18 @@ def _breaker(policy: GatePolicy, ask: Ask, now: datetime) -> GateFinding:
     if len(today) >= policy.max_rollbacks_a_day and not ask.by_person:
         reason = f"{len(today)} runs in 24 hours; the breaker opens at {policy.max_rollbacks_a_day}"
         return _found(Gate.BREAKER, GateState.NEEDS_PERSON, reason)
-    return _found(Gate.BREAKER, GateState.MET, f"{len(today)} of {policy.max_rollbacks_a_day} runs in 24 hours")
+    return _found(
+        Gate.BREAKER, GateState.MET, f"{len(today)} of {policy.max_rollbacks_a_day} runs in 24 hours"
+    )
 
 
 def _approval(policy: GatePolicy, ask: Ask) -> GateFinding:
     if policy.approval_required:
-        return _found(Gate.APPROVAL, GateState.NEEDS_PERSON, "the policy asks for the approval of somebody else than who asked")
+        return _found(
+            Gate.APPROVAL,
+            GateState.NEEDS_PERSON,
+            "the policy asks for the approval of somebody else than who asked",
+        )
     if policy.mode is Mode.APPROVAL and not ask.by_person:
         return _found(Gate.APPROVAL, GateState.NEEDS_PERSON, "the target's mode is approval")
     return _found(Gate.APPROVAL, GateState.MET, "the policy asks for none")

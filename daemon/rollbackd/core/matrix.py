@@ -25,8 +25,11 @@ DOWNGRADING = frozenset({Action.ROLL_BACK, Action.ROLL_BACK_AND_RESTORE, Action.
 MOVED_AND_KNOWN = frozenset({Migration.APPLIED, Migration.FAILED_MIDWAY})
 
 
+Condition = dict[str, str | list[str]]
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One row. A fact that `when` doesn't name matches whatever its value.
+    """One row. A fact that `when` doesn't name matches whatever its value; a list in `when` is alternatives.
 
     `at_once` skips waiting for more evidence and no gate; `hold` opens a run that is held for a person.
     """
@@ -34,18 +37,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: str
     action: Action
     why: str
-    when: dict[str, str | list[str]] = {}
+    when: Condition | list[Condition] = {}
     at_once: bool = False
     hold: bool = False
     next_steps: tuple[str, ...] = ()
 
     def matches(self, facts: Facts) -> bool:
         """Whether every fact that this row names has one of the values it names."""
-        for fact, wanted in self.when.items():
-            allowed = [wanted] if isinstance(wanted, str) else wanted
-            if getattr(facts, fact) not in allowed:
-                return False
-        return True
+        return any(_holds(condition, facts) for condition in self.alternatives())
+
+    def alternatives(self) -> list[Condition]:
+        """The conditions of which one is enough."""
+        return self.when if isinstance(self.when, list) else [self.when]
 
 
 class Matrix(msgspec.Struct, frozen=True):
@@ -65,12 +68,31 @@ def load_matrix(document: dict[str, Any], source: str) -> Matrix:
         ConfigurationError: with every fault: unknown facts or values, gaps, rows that can never match, rows that would
             downgrade where no revision moved or where nobody knows the revision.
     """
-    try:
-        rows = msgspec.convert(document.get("row", []), tuple[Row, ...])
-    except msgspec.ValidationError as error:
-        raise ConfigurationError([f"{source}: {error}"]) from None
-    problems = [f"{source}: unknown key {key!r}; a matrix holds [[row]] tables only" for key in document if key != "row"]
-    problems += [problem for row in rows for problem in _faults(row, source)]
+    problems = [
+        f"{source}: unknown key {key!r}; a matrix holds [[row]] tables only"
+        for key in document
+        if key != "row"
+    ]
+    tables = document.get("row", [])
+    if not isinstance(tables, list):
+        raise ConfigurationError(
+            [*problems, f"{source}: write [[row]] with two brackets: the rows are a list"]
+        )
+    rows: tuple[Row, ...] = ()
+    for number, table in enumerate(tables, start=1):
+        try:
+            row = msgspec.convert(table, Row)
+        except msgspec.ValidationError as error:
+            problems.append(f"{source}: row {number}: {error}")
+        else:
+            problems += _faults(row, source)
+            rows += (row,)
+    names = [row.name for row in rows]
+    problems += [
+        f"{source}: {names.count(name)} rows are named {name!r}; a decision names its row, so give each its own name"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
     if not problems:
         problems = prove(rows, source)
     if problems:
@@ -81,9 +103,8 @@ def load_matrix(document: dict[str, Any], source: str) -> Matrix:
 def prove(rows: tuple[Row, ...], source: str) -> list[str]:
     """Enumerate every combination of facts; return each gap and each fault found, in words."""
     problems: list[str] = []
-    first_for: dict[str, int] = {row.name: 0 for row in rows}
-    if len(first_for) != len(rows):
-        problems.append(f"{source}: two rows have the same name")
+    # Each alternative of a row has to decide something: one that can't is a mistake as much as a whole row.
+    first_for = {(row.name, index): 0 for row in rows for index in range(len(row.alternatives()))}
     gaps: list[Facts] = []
     unsafe: dict[str, Facts] = {}
     for facts in every_combination():
@@ -91,16 +112,19 @@ def prove(rows: tuple[Row, ...], source: str) -> list[str]:
         if row is None:
             gaps.append(facts)
             continue
-        first_for[row.name] += 1
+        for index, condition in enumerate(row.alternatives()):
+            first_for[row.name, index] += _holds(condition, facts)
         if row.action in DOWNGRADING and facts.migration not in MOVED_AND_KNOWN:
             unsafe.setdefault(row.name, facts)
     if gaps:
         example = ", ".join(f"{k}={v}" for k, v in msgspec.to_builtins(gaps[0]).items())
-        problems.append(f"{source}: {len(gaps)} combinations of facts match no row, such as {example}; add a last row")
+        problems.append(
+            f"{source}: {len(gaps)} combinations of facts match no row, such as {example}; add a last row"
+        )
     problems += [
-        f"{source}: row {name!r} can never match, as earlier rows take everything it names; move it up or delete it"
-        for name, count in first_for.items()
-        if count == 0
+        f"{source}: row {name!r}{f', alternative {index + 1},' if several else ''} can never match, as earlier rows take"
+        " everything it names; move it up or delete it"
+        for name, index, several in _never_first(rows, first_for)
     ]
     problems += [
         f"{source}: row {name!r} would downgrade with migration={facts.migration}; only a revision that moved and is"
@@ -110,11 +134,34 @@ def prove(rows: tuple[Row, ...], source: str) -> list[str]:
     return problems
 
 
+def _never_first(rows: tuple[Row, ...], first_for: dict[tuple[str, int], int]) -> list[tuple[str, int, bool]]:
+    """Rows, or alternatives of rows, that decide nothing: name, index, and whether the rest of its row does decide."""
+    found: list[tuple[str, int, bool]] = []
+    for row in rows:
+        never = [i for i in range(len(row.alternatives())) if first_for[row.name, i] == 0]
+        if len(never) == len(row.alternatives()):
+            found.append((row.name, 0, False))
+        else:
+            found += [(row.name, index, True) for index in never]
+    return found
+
+
+def _holds(condition: Condition, facts: Facts) -> bool:
+    """Whether every fact that the condition names has one of the values it names."""
+    return all(
+        getattr(facts, fact) in ([wanted] if isinstance(wanted, str) else wanted)
+        for fact, wanted in condition.items()
+    )
+
+
 def _faults(row: Row, source: str) -> list[str]:
     problems: list[str] = []
-    for fact, wanted in row.when.items():
+    named = [item for condition in row.alternatives() for item in condition.items()]
+    for fact, wanted in named:
         if fact not in FACT_VALUES:
-            problems.append(f"{source}: row {row.name!r}: no fact {fact!r}; the facts are {', '.join(FACT_VALUES)}")
+            problems.append(
+                f"{source}: row {row.name!r}: no fact {fact!r}; the facts are {', '.join(FACT_VALUES)}"
+            )
             continue
         values = [wanted] if isinstance(wanted, str) else wanted
         problems += [
@@ -123,7 +170,7 @@ def _faults(row: Row, source: str) -> list[str]:
             if value not in FACT_VALUES[fact]
         ]
     if row.hold and row.action is not Action.INVESTIGATE:
-        problems.append(f"{source}: row {row.name!r}: hold goes with action = \"investigate\" alone")
+        problems.append(f'{source}: row {row.name!r}: hold goes with action = "investigate" alone')
     if row.action is Action.ROLL_BACK_AND_RESTORE:
         problems.append(
             f"{source}: row {row.name!r}: roll_back_and_restore needs archives that can be restored, which this version"

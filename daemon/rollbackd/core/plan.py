@@ -1,6 +1,7 @@
 """The plan: ordered steps as data, stored before the first is taken, and exactly what runs."""
 
 import hashlib
+import re
 from enum import StrEnum
 
 import msgspec
@@ -136,7 +137,10 @@ STEP_KINDS = (
 
 
 class PlannedRevision(msgspec.Struct, frozen=True, kw_only=True):
-    """One revision that the plan takes off: what it is and what its downgrade would run."""
+    """One revision that the plan takes off: what it is and what its downgrade would run.
+
+    `unread` says what of it couldn't be read; where it isn't empty, what is lost isn't fully known.
+    """
 
     id: str
     title: str
@@ -197,7 +201,7 @@ class PlanTimes(msgspec.Struct, frozen=True, kw_only=True):
     backup_level: int
 
 
-def plan_downgrade(
+def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the callers stand in the workflow)
     target: str,
     graph: RevisionGraph,
     path: Path,
@@ -215,20 +219,26 @@ def plan_downgrade(
 ) -> Plan:
     """Lay out the way back `stop_writes`: everything from the look before to the confirmation after."""
     revisions = tuple(planned_revision(graph, read[revision_id]) for revision_id in path.revisions)
-    blockers = [
-        reason
-        for r in path.revisions
-        if (reason := irreversible(read[r]))
-    ]
+    blockers = [reason for r in path.revisions if (reason := irreversible(read[r]))]
     warnings: list[str] = []
     if stops_application and starts_application and not release_to:
-        blockers.append("nobody said which release ran before: give previous_version with the deploy, or --release")
+        blockers.append(
+            "nobody said which release ran before: give previous_version with the deploy, or --release"
+        )
     if not stops_application:
-        warnings.append("no command is declared that stops the application: whoever approves says that nothing writes")
-    warnings += [f"{r.id}: what it does can't be read without running it ({r.unread})" for r in revisions if r.unread]
-    warnings += [f"{r.id} can't share a transaction ({r.stands_alone}): if it fails midway, a person must settle it" for r in revisions if r.stands_alone]
+        warnings.append(
+            "no command is declared that stops the application: whoever approves says that nothing writes"
+        )
+    warnings += [
+        f"{r.id}: what it does can't be read without running it ({r.unread})" for r in revisions if r.unread
+    ]
+    warnings += [
+        f"{r.id} can't share a transaction ({r.stands_alone}): if it fails midway, a person must settle it"
+        for r in revisions
+        if r.stands_alone
+    ]
     effects = [effect for r in revisions for effect in r.effects]
-    lossy = [e for e in effects if e.kind in DESTROYS and e.kind is not EffectKind.UNREAD]
+    lossy = [e for e in effects if e.kind in DESTROYS]
     tables = tuple(dict.fromkeys(e.table for e in lossy if e.table))
     loses = tuple(dict.fromkeys(e.text() for e in lossy)) + tuple(
         f"unknown: {r.id} can't be read without running it" for r in revisions if r.unread
@@ -246,11 +256,20 @@ def plan_downgrade(
     steps += _groups(path, revisions, times, one_transaction_each)
     steps.append(ValidateDatabase(timeout_s=times.look_s, past_return=True, to_heads=path.to_heads))
     if starts_application:
-        steps.append(StartApplication(timeout_s=times.command_s, attempts=2, past_return=True, version=release_to))
+        steps.append(
+            StartApplication(timeout_s=times.command_s, attempts=2, past_return=True, version=release_to)
+        )
     if has_probes and starts_application:
         steps.append(ValidateApplication(timeout_s=times.application_s, past_return=True))
     if times.confirm_s:
-        steps.append(Confirm(timeout_s=times.confirm_s + times.look_s, past_return=True, heads=path.to_heads, for_s=times.confirm_s))
+        steps.append(
+            Confirm(
+                timeout_s=times.confirm_s + times.look_s,
+                past_return=True,
+                heads=path.to_heads,
+                for_s=times.confirm_s,
+            )
+        )
     return Plan(
         target=target,
         way_back=WayBack.STOP_WRITES,
@@ -281,7 +300,9 @@ def plan_redeploy(
     """Lay out `redeploy_only`: the database stays as it is, the old release is put back."""
     blockers = []
     if not starts_application:
-        blockers.append("no command is declared that starts a release: put the old release back by your CD system")
+        blockers.append(
+            "no command is declared that starts a release: put the old release back by your CD system"
+        )
     elif not release_to:
         blockers.append("nobody said which release ran before: give previous_version with the deploy")
     steps: list[Step] = [ValidateBefore(timeout_s=times.look_s, attempts=2, from_heads=heads)]
@@ -331,18 +352,23 @@ def plan_hold(
         release_from="",
         release_to="",
         scripts_sha256=scripts_sha256,
-        steps=(AwaitPerson(timeout_s=times.look_s, from_heads=from_heads, to_heads=to_heads, statement=statement),),
+        steps=(
+            AwaitPerson(
+                timeout_s=times.look_s, from_heads=from_heads, to_heads=to_heads, statement=statement
+            ),
+        ),
     )
 
 
 def planned_revision(graph: RevisionGraph, read: ReadRevision) -> PlannedRevision:
     """What a plan says of one revision, out of what was read of it."""
+    effects = read_effects(read)
     return PlannedRevision(
         id=read.id,
         title=graph[read.id].title,
         statements=read.statements,
-        unread=read.failed,
-        effects=read_effects(read),
+        unread="; ".join(dict.fromkeys(e.detail for e in effects if e.kind is EffectKind.UNREAD)),
+        effects=effects,
         stands_alone=read.stands_alone,
         source_sha256=read.source_sha256,
     )
@@ -389,10 +415,21 @@ def _groups(
     return groups
 
 
+# Changes that a statement surely makes and that the fingerprint surely shows.
+_CHANGES = re.compile(
+    r"(?:CREATE|DROP)\s+(?:UNLOGGED\s+)?(?:TABLE|(?:UNIQUE\s+)?INDEX|TYPE|(?:MATERIALIZED\s+)?VIEW|SEQUENCE|SCHEMA)\s"
+    r"|ALTER\s+TABLE\s.*?\s(?:ADD|DROP|RENAME)\s",
+    re.IGNORECASE | re.DOTALL,
+)
+_PERHAPS = re.compile(r"\bIF\s+(?:NOT\s+)?EXISTS\b", re.IGNORECASE)
+
+
 def _changes_schema(revision: PlannedRevision) -> bool:
-    """Whether its statements surely change the catalog; an unread revision promises nothing."""
-    first_words = {statement.split(None, 1)[0].upper() for statement in revision.statements if statement.strip()}
-    return not revision.unread and bool(first_words & {"ALTER", "DROP", "CREATE"})
+    """Whether its statements surely change the catalog; what is unread or conditional promises nothing."""
+    return not revision.unread and any(
+        _CHANGES.match(statement.strip()) and not _PERHAPS.search(statement)
+        for statement in revision.statements
+    )
 
 
 def step_text(step: Step) -> str:

@@ -1,12 +1,25 @@
 """Reading a downgrade before it runs: which tables and columns its statements destroy or rewrite.
 
 A reading, and said to be one: SQL that the migration builds out of what it finds in the database can't be read. Where
-statements can't be rendered, the calls in the source are read instead.
+statements can't be rendered, the calls in the source are read instead. What SQL means is in `statements`.
 """
 
 from enum import StrEnum
 
 import msgspec
+
+from rollbackd.core.statements import EffectKind, read_statement
+
+__all__ = [
+    "DESTROYS",
+    "DowngradeBody",
+    "Effect",
+    "EffectKind",
+    "ReadRevision",
+    "SourceCall",
+    "irreversible",
+    "read_effects",
+]
 
 
 class DowngradeBody(StrEnum):
@@ -19,25 +32,24 @@ class DowngradeBody(StrEnum):
     ASKS = "asks"
 
 
-class EffectKind(StrEnum):
-    """What a statement does to rows or values."""
-
-    DROP_TABLE = "drop_table"
-    DROP_COLUMN = "drop_column"
-    CHANGE_TYPE = "change_type"
-    DELETE = "delete"
-    UPDATE = "update"
-    TRUNCATE = "truncate"
-    UNREAD = "unread"
-
-
 DESTROYS = frozenset(
-    {EffectKind.DROP_TABLE, EffectKind.DROP_COLUMN, EffectKind.CHANGE_TYPE, EffectKind.DELETE, EffectKind.UPDATE, EffectKind.TRUNCATE}
+    {
+        EffectKind.DROP_TABLE,
+        EffectKind.DROP_COLUMN,
+        EffectKind.CHANGE_TYPE,
+        EffectKind.DELETE,
+        EffectKind.UPDATE,
+        EffectKind.TRUNCATE,
+    }
 )
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """One effect of one revision. `table` is `schema.table` or `table` as the statement names it."""
+    """One effect of one revision.
+
+    `table` is `schema.table` or `table`, each part as the catalog has it (unquoted, and folded where the statement
+    doesn't quote it).
+    """
 
     revision: str
     kind: EffectKind
@@ -92,7 +104,10 @@ def read_effects(read: ReadRevision) -> tuple[Effect, ...]:
         found.append(Effect(revision=read.id, kind=EffectKind.UNREAD, detail=read.failed))
     else:
         for statement in read.statements:
-            found += _from_statement(read.id, statement)
+            found += [
+                Effect(revision=read.id, kind=kind, table=table, column=column, detail=detail)
+                for kind, table, column, detail in read_statement(statement)
+            ]
     return tuple(dict.fromkeys(found))
 
 
@@ -117,69 +132,3 @@ def _from_call(revision: str, call: SourceCall) -> list[Effect]:
     kinds = {"drop_table": EffectKind.DROP_TABLE, "drop_column": EffectKind.DROP_COLUMN}
     kind = kinds.get(call.name)
     return [Effect(revision=revision, kind=kind, table=call.table, column=call.column)] if kind else []
-
-
-def _from_statement(revision: str, statement: str) -> list[Effect]:
-    # sqlglot costs a fifth of a second to import, and only planning reads SQL.
-    import sqlglot  # noqa: PLC0415
-    from sqlglot import errors, exp  # noqa: PLC0415
-
-    try:
-        parsed = [tree for tree in sqlglot.parse(statement, dialect="postgres") if tree is not None]
-    except errors.SqlglotError:
-        return [Effect(revision=revision, kind=EffectKind.UNREAD, detail=_shorten(statement))]
-    found: list[Effect] = []
-
-    def add(kind: EffectKind, table: str = "", column: str = "", detail: str = "") -> None:
-        found.append(Effect(revision=revision, kind=kind, table=table, column=column, detail=detail))
-
-    for tree in parsed:
-        if isinstance(tree, exp.Command):
-            if not _harmless(statement):
-                add(EffectKind.UNREAD, detail=_shorten(statement))
-            continue
-        if isinstance(tree, exp.Drop):
-            if tree.args.get("kind") in ("TABLE", "MATERIALIZED VIEW"):
-                add(EffectKind.DROP_TABLE, _table_name(tree.find(exp.Table)))
-            elif tree.args.get("kind") == "SCHEMA":
-                add(EffectKind.UNREAD, detail=_shorten(statement))
-        elif isinstance(tree, exp.Alter):
-            table = _table_name(tree.find(exp.Table))
-            for action in tree.args.get("actions") or []:
-                if isinstance(action, exp.Drop) and action.args.get("kind") == "COLUMN":
-                    add(EffectKind.DROP_COLUMN, table, action.this.name)
-                elif isinstance(action, exp.AlterColumn) and action.args.get("dtype") is not None:
-                    add(EffectKind.CHANGE_TYPE, table, action.this.name)
-        elif isinstance(tree, exp.TruncateTable):
-            for truncated in tree.expressions:
-                add(EffectKind.TRUNCATE, _table_name(truncated))
-        for delete in tree.find_all(exp.Delete):
-            add(EffectKind.DELETE, _table_name(delete.this))
-        for update in tree.find_all(exp.Update):
-            changed = [e.this.name for e in update.expressions if isinstance(e, exp.EQ)]
-            for column in changed or [""]:
-                add(EffectKind.UPDATE, _table_name(update.this), column)
-    return found
-
-
-def _harmless(statement: str) -> bool:
-    """Statements that sqlglot passes through unparsed and that hold no rows."""
-    words = statement.strip().upper().split()
-    if words[:1] in (["COMMENT"], ["GRANT"], ["REVOKE"], ["SET"], ["ANALYZE"], ["REINDEX"], ["LOCK"]):
-        return True
-    if words[:1] in (["ALTER"], ["DROP"], ["CREATE"]):
-        kept = {"TYPE", "SEQUENCE", "VIEW", "FUNCTION", "TRIGGER", "INDEX", "POLICY", "RULE", "DOMAIN", "EXTENSION"}
-        if words[1] in kept:
-            return words[1] not in ("EXTENSION",)
-        return words[1] == "TABLE" and "DROP CONSTRAINT" in statement.upper() and "DROP COLUMN" not in statement.upper()
-    return False
-
-
-def _table_name(table: object) -> str:
-    parts = [getattr(table, name, "") for name in ("db", "name")]
-    return ".".join(part for part in parts if part)
-
-
-def _shorten(statement: str) -> str:
-    line = " ".join(statement.split())
-    return line if len(line) <= 80 else line[:77] + "..."

@@ -97,7 +97,7 @@ class StoredDecision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One execution of a plan."""
+    """One execution of a plan. With `approval_reasons` it waits for a person before it may run."""
 
     id: str
     target: str
@@ -118,6 +118,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     statement: str = ""
     expires_at: datetime | None = None
     writes_stopped_by: str = ""
+    approval_reasons: tuple[str, ...] = ()
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):

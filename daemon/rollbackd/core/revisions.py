@@ -124,7 +124,9 @@ class RevisionGraph:
         if set(self.heads_of(kept)) != set(wanted):
             raise RefusedError(f"{', '.join(wanted)} can't all be heads: one stands on another")
         if kept == applied:
-            raise RefusedError(f"the database is at {', '.join(current) or 'base'} already; there is nothing to downgrade")
+            raise RefusedError(
+                f"the database is at {', '.join(current) or 'base'} already; there is nothing to downgrade"
+            )
         standing_on = {r: len(applied.intersection(self._children[r])) for r in applied}
         heads = {r for r, count in standing_on.items() if count == 0}
         order: list[str] = []
@@ -152,21 +154,29 @@ class RevisionGraph:
             return text
         for revision in self._by_id.values():
             if text in revision.branch_labels:
-                raise RefusedError(f"{text} is a branch label: name the revision that should be the head afterwards")
+                raise RefusedError(
+                    f"{text} is a branch label: name the revision that should be the head afterwards"
+                )
         if "@" in text:
-            raise RefusedError(f"{text} is relative to a branch: name the revision that should be the head afterwards")
+            raise RefusedError(
+                f"{text} is relative to a branch: name the revision that should be the head afterwards"
+            )
         found = sorted(r for r in self._by_id if r.startswith(text))
         if len(found) == 1:
             return found[0]
         if found:
             raise RefusedError(f"{text} is the beginning of {', '.join(found)}: write out which is meant")
-        raise RefusedError(f"no script has the revision {text}; the newest here are {', '.join(self.heads()) or 'none'}")
+        raise RefusedError(
+            f"no script has the revision {text}; the newest here are {', '.join(self.heads()) or 'none'}"
+        )
 
     def _relative(self, text: str, current: tuple[str, ...]) -> tuple[str, ...]:
         if not text[1:].isdecimal() or int(text[1:]) == 0:
             raise RefusedError(f"{text} isn't a number of steps: use -1, -2 and so on, an id, or base")
         if len(current) > 1:
-            raise RefusedError(f"{text} is ambiguous: the heads are {', '.join(current)}; name the heads that should remain")
+            raise RefusedError(
+                f"{text} is ambiguous: the heads are {', '.join(current)}; name the heads that should remain"
+            )
         position = current
         for _ in range(int(text[1:])):
             if not position:
@@ -201,5 +211,9 @@ class RevisionGraph:
     def _refuse_absent(self, absent: list[str], current: tuple[str, ...]) -> None:
         above = [r for r in absent if any(h in self.closure((r,)) for h in current)]
         if above:
-            raise RefusedError(f"{', '.join(above)} lies ahead of {', '.join(current)}: that would be an upgrade")
-        raise RefusedError(f"{', '.join(absent)} isn't below {', '.join(current) or 'base'}: it lies on another branch")
+            raise RefusedError(
+                f"{', '.join(above)} lies ahead of {', '.join(current)}: that would be an upgrade"
+            )
+        raise RefusedError(
+            f"{', '.join(absent)} isn't below {', '.join(current) or 'base'}: it lies on another branch"
+        )

@@ -75,7 +75,7 @@ class Next(StrEnum):
 def next_for_step(last_phase: StepPhase | None, seen: Observation) -> Next:
     """The engine's one rule. A step with an intent and no outcome may have happened: only the world can say.
 
-    Never PERFORM after an intent unless the world says that it did not happen.
+    Never PERFORM unless the world says that it did not happen.
     """
     if last_phase is StepPhase.DONE:
         return Next.SKIP
@@ -83,4 +83,4 @@ def next_for_step(last_phase: StepPhase | None, seen: Observation) -> Next:
         return Next.RECORD_DONE
     if seen is Observation.NOT_DONE:
         return Next.PERFORM
-    return Next.PERFORM if last_phase is None else Next.HOLD
+    return Next.HOLD

@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import shutil
+from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -27,6 +28,8 @@ SCHEMA = "schema.dump"
 TABLES = "tables.dump"
 LOCK_WAIT_MS = 5_000
 YIELD_AFTER_S = 2.0
+L3 = 3
+T = TypeVar("T")
 RESTORE_JOBS = "2"
 
 
@@ -66,13 +69,30 @@ class TargetBackups:
         try:
             partial.mkdir(parents=True, mode=0o700)
         except OSError as error:
-            raise PermanentError(f"the backup folder {partial.parent} can't be written: {error.strerror}") from None
+            raise PermanentError(
+                f"the backup folder {partial.parent} can't be written: {error.strerror}"
+            ) from None
         try:
-            manifest = await self._dump(backup_id, run, purpose, partial, tables, timeout_s, on_progress)
-            (partial / ".lock").unlink(missing_ok=True)
-            await asyncio.to_thread(files.complete, partial, final, manifest)
+            # Held from here on, so that a sweep doesn't take a dump that still counts for a leftover.
+            with pg_tools.hold(partial) as lock:
+                manifest = await self._dump(
+                    backup_id, run, purpose, partial, lock, tables, timeout_s, on_progress
+                )
+                (partial / ".lock").unlink()
+                await asyncio.to_thread(files.complete, partial, final, manifest)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise PermanentError(
+                f"the role {self._place.user} can't read everything ({error}): a backup needs pg_read_all_data, and"
+                " BYPASSRLS where row security is on"
+            ) from None
+        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
+            raise TransientError(f"the connection to {self._place.text()} was lost: {error}") from None
+        except asyncpg.PostgresError as error:
+            raise PermanentError(f"the backup of {self._place.text()} failed: {error}") from None
         except OSError as error:
-            raise PermanentError(f"the backup can't be written to {partial}: {error.strerror}") from None
+            raise PermanentError(
+                f"the backup can't be written to {partial}: {error.strerror or error}"
+            ) from None
         finally:
             if partial.exists() and not pg_tools.is_in_use(partial):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -87,6 +107,7 @@ class TargetBackups:
         run: str,
         purpose: str,
         partial: Path,
+        lock: int,
         tables: tuple[str, ...],
         timeout_s: float,
         on_progress: ProgressSink,
@@ -94,9 +115,16 @@ class TargetBackups:
         pg_dump = pg_tools.find_tool("pg_dump", self._target.database.binaries)
         major, tool = await pg_tools.tool_version(pg_dump)
         application = f"rollbackd {backup_id}"
-        connection = await connect(self._place, self._target.database.connect_timeout, {"row_security": "off"})
+        connection = await connect(
+            self._place,
+            self._target.database.connect_timeout,
+            {"row_security": "off", "application_name": application},
+        )
+        watch = _Waiters(self._place, application, self._target.database.connect_timeout)
         try:
-            server_version = int(await connection.fetchval("SELECT current_setting('server_version_num')::int"))
+            server_version = int(
+                await connection.fetchval("SELECT current_setting('server_version_num')::int")
+            )
             if major < server_version // 10_000:
                 raise PermanentError(
                     f"pg_dump is of version {major}, older than the server's {server_version // 10_000}:"
@@ -107,12 +135,14 @@ class TargetBackups:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
                 heads = await self._heads(connection)
-                counts = await self._count(connection, tables)
-                watch = _Waiters(self._place, application, self._target.database.connect_timeout)
+                named = await _resolve(connection, tables)
+                counts = await watch.while_yielding(self._count(connection, named))
 
                 async def tick() -> None:
-                    written = sum(p.stat().st_size for p in partial.glob("*.dump"))
-                    await on_progress(Progress(done=float(written), total=0 if tables else size, unit="bytes"))
+                    written = files.written(partial)
+                    await on_progress(
+                        Progress(done=float(written), total=0 if tables else size, unit="bytes")
+                    )
                     await watch.yield_to_waiters()
 
                 common = [
@@ -124,22 +154,17 @@ class TargetBackups:
                     f"--snapshot={snapshot}",
                     f"--dbname={self._place.database}",
                 ]
-                jobs = [(WHOLE, [])]
+                jobs: list[tuple[str, list[str]]] = [(WHOLE, [])]
                 if tables:
-                    named = [f"--table={_pattern(table)}" for table in tables]
-                    jobs = [(SCHEMA, ["--schema-only"]), (TABLES, ["--data-only", *named])]
-                try:
-                    for name, more in jobs:
-                        argv = [*common, *more, f"--file={partial / name}"]
-                        await pg_tools.run_tool(argv, self._place, partial, timeout_s, tick, application)
-                finally:
-                    await watch.close()
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise PermanentError(
-                f"the role {self._place.user} can't read everything ({error}): a backup needs pg_read_all_data, and"
-                " BYPASSRLS where row security is on"
-            ) from None
+                    patterns = [f"--table={_pattern(schema, table)}" for schema, table in named]
+                    jobs = [(SCHEMA, ["--schema-only"]), (TABLES, ["--data-only", *patterns])]
+                for name, more in jobs:
+                    argv = [*common, *more, f"--file={partial / name}"]
+                    await pg_tools.run_tool(
+                        argv, self._place, partial, timeout_s, tick, application, lock=lock
+                    )
         finally:
+            await watch.close()
             await connection.close(timeout=5)
         entries = [await asyncio.to_thread(files.describe_file, partial / name) for name, _ in jobs]
         return files.Manifest(
@@ -156,15 +181,21 @@ class TargetBackups:
             files=tuple(entries),
         )
 
-    async def prove(self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink) -> BackupRecord:
+    async def prove(
+        self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink
+    ) -> BackupRecord:
         """Prove a backup: L2 by reading it in full, L4 by restoring it and counting."""
         if backup.location.startswith("reference:"):
             if backup.level < level:
-                raise PermanentError(f"the backup {backup.location} is of L{backup.level} by its own word; L{level} is asked for")
+                raise PermanentError(
+                    f"the backup {backup.location} is of L{backup.level} by its own word; L{level} is asked for"
+                )
             return backup
         folder = Path(backup.location)
         if not await asyncio.to_thread(files.is_whole, folder):
-            raise PermanentError(f"the backup {folder} isn't whole any more: a file is missing or was changed")
+            raise PermanentError(
+                f"the backup {folder} isn't whole any more: a file is missing or was changed"
+            )
         if backup.level >= level:
             return backup
         pg_restore = pg_tools.find_tool("pg_restore", self._target.database.binaries)
@@ -172,40 +203,86 @@ class TargetBackups:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(mode=0o700)
         try:
-            for dump in sorted(folder.glob("*.dump")):
-                await pg_tools.run_tool([str(pg_restore), "--file=/dev/null", str(dump)], self._place, work, timeout_s)
-            proved, text = 2, "read in full"
-            if level > proved:
-                await self._restore_and_count(backup, folder, pg_restore, work, timeout_s, on_progress)
-                proved, text = 4, "restored into scratch; the rows of every counted table are equal to those of its own snapshot"
+            with pg_tools.hold(work) as lock:
+                for dump in files.dumps(folder):
+                    argv = [str(pg_restore), "--file=/dev/null", str(dump)]
+                    await pg_tools.run_tool(argv, self._place, work, timeout_s, lock=lock)
+                proved, text = 2, "read in full"
+                if level > proved:
+                    await self._restore_and_count(
+                        backup, folder, pg_restore, work, lock, timeout_s, on_progress
+                    )
+                    proved, text = (
+                        4,
+                        "restored into scratch; heads and the rows of every table equal its own snapshot's",
+                    )
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        estimates = [count.table for count in backup.counts if not count.exact]
+        if proved > L3 and estimates:
+            proved, text = (
+                L3,
+                f"restored into scratch; {len(estimates)} tables weren't counted exactly when it was taken",
+            )
         proof = files.Proof(level=proved, at=self._clock.now(), text=text)
         await asyncio.to_thread(files.write_durably, folder / files.PROOF, msgspec.json.encode(proof))
+        if proved < min(level, 4):
+            raise PermanentError(
+                f"the backup {backup.id} is proved to L{proved} and no further: {len(estimates)} tables, such as {estimates[0]},"
+                " weren't counted within 'backup.count_budget' when it was taken"
+            )
         return msgspec.structs.replace(backup, level=proved)
 
     async def _restore_and_count(
-        self, backup: BackupRecord, folder: Path, pg_restore: Path, work: Path, timeout_s: float, on_progress: ProgressSink
+        self,
+        backup: BackupRecord,
+        folder: Path,
+        pg_restore: Path,
+        work: Path,
+        lock: int,
+        timeout_s: float,
+        on_progress: ProgressSink,
     ) -> None:
         total = float(sum(count.rows for count in backup.counts))
         async with scratch_database(self._target, self._store_id) as place:
-            common = [str(pg_restore), "--no-owner", "--no-privileges", "--exit-on-error", "--no-password", f"--dbname={place.database}"]
+            common = [
+                str(pg_restore),
+                "--no-owner",
+                "--no-privileges",
+                "--exit-on-error",
+                "--no-password",
+                f"--dbname={place.database}",
+            ]
             jobs = [[f"--jobs={RESTORE_JOBS}", str(folder / WHOLE)]]
             if backup.tables:
                 # The tables' rows alone, into the tables as they were: keys and indexes would only slow it down.
                 jobs = [["--section=pre-data", str(folder / SCHEMA)], ["--data-only", str(folder / TABLES)]]
             for more in jobs:
-                await pg_tools.run_tool([*common, *more], place, work, timeout_s)
+                await pg_tools.run_tool([*common, *more], place, work, timeout_s, lock=lock)
             connection = await connect(place, self._target.database.connect_timeout)
             try:
                 names = tuple(count.table for count in backup.counts)
-                restored = {c.table: c for c in await count_tables(connection, timeout_s, len(names) + 1, names)}
+                restored = {
+                    c.table: c for c in await count_tables(connection, timeout_s, len(names) + 1, names)
+                }
+                heads = backup.heads if backup.tables else await self._heads(connection)
             finally:
                 await connection.close(timeout=5)
-        await on_progress(Progress(done=float(sum(c.rows for c in restored.values())), total=total, unit="rows"))
+        await on_progress(
+            Progress(done=float(sum(c.rows for c in restored.values())), total=total, unit="rows")
+        )
+        if heads != backup.heads:
+            raise PermanentError(
+                f"the backup {backup.id} was taken at {', '.join(backup.heads) or 'base'}, and the restored copy stands at"
+                f" {', '.join(heads) or 'base'}"
+            )
         for expected in backup.counts:
             found = restored.get(expected.table)
-            if found is None or found.rows != expected.rows:
+            if found is not None and not found.exact:
+                raise TransientError(
+                    f"the restored copy of {expected.table} couldn't be counted within {timeout_s:g} s"
+                )
+            if found is None or (expected.exact and found.rows != expected.rows):
                 raise PermanentError(
                     f"the backup {backup.id} is short: {expected.table} held {expected.rows} rows in the snapshot, the restored"
                     f" copy has {found.rows if found else 'no such table'}"
@@ -230,17 +307,20 @@ class TargetBackups:
 
     async def prune(self, backups: list[BackupRecord]) -> list[BackupRecord]:
         """Remove what the retention no longer keeps; return what was removed. `keep_at_least` counts whole backups."""
-        newest = sorted((b for b in backups if b.removed_at is None), key=lambda b: b.created_at, reverse=True)
+        newest = sorted(
+            (b for b in backups if b.removed_at is None), key=lambda b: b.created_at, reverse=True
+        )
         kept = {b.id for b in [b for b in newest if not b.tables][: self._settings.keep_at_least]}
         horizon = self._clock.now() - timedelta(seconds=self._settings.keep)
         removed = []
         for backup in newest:
             if backup.id in kept or backup.created_at >= horizon or backup.location.startswith("reference:"):
                 continue
-            folder = Path(backup.location)
             # Only what lies in our own folder is ours to remove, whatever the record says.
-            if self._root is not None and folder.parent == self._root and folder.is_dir() and not folder.is_symlink():
-                await asyncio.to_thread(files.remove, folder)
+            if self._root is None or not await asyncio.to_thread(
+                files.remove, Path(backup.location), self._root
+            ):
+                continue
             removed.append(msgspec.structs.replace(backup, removed_at=self._clock.now()))
         return removed
 
@@ -252,6 +332,9 @@ class TargetBackups:
                 if not pg_tools.is_in_use(partial):
                     shutil.rmtree(partial, ignore_errors=True)
                     swept.append(partial.name)
+            for work in self._root.glob("*/.proof"):
+                if not pg_tools.is_in_use(work):
+                    shutil.rmtree(work, ignore_errors=True)
         if self._target.scratch.url or self._target.scratch.same_server:
             swept += await sweep_scratch(self._target, self._store_id)
         return swept
@@ -268,7 +351,10 @@ class TargetBackups:
         at = f"--host={self._place.host} --port={self._place.port} --username={self._place.user}"
         create = f"createdb {at} {side}"
         if not backup.tables:
-            return [create, f"pg_restore {at} --dbname={side} --no-owner --exit-on-error {backup.location}/{WHOLE}"]
+            return [
+                create,
+                f"pg_restore {at} --dbname={side} --no-owner --exit-on-error {backup.location}/{WHOLE}",
+            ]
         return [
             create,
             f"pg_restore {at} --dbname={side} --no-owner --section=pre-data --exit-on-error {backup.location}/{SCHEMA}",
@@ -279,14 +365,19 @@ class TargetBackups:
         if self._settings.command:
             found = shutil.which(self._settings.command[0])
             outcome = Outcome.PASSED if found else Outcome.FAILED
-            return Finding(check="backup.tools", outcome=outcome, text=f"by reference: {self._settings.command[0]}")
+            return Finding(
+                check="backup.tools", outcome=outcome, text=f"by reference: {self._settings.command[0]}"
+            )
         try:
             pg_dump = pg_tools.find_tool("pg_dump", self._target.database.binaries)
             pg_tools.find_tool("pg_restore", self._target.database.binaries)
             major, line = await pg_tools.tool_version(pg_dump)
             connection = await connect(self._place, self._target.database.connect_timeout)
             try:
-                server = int(await connection.fetchval("SELECT current_setting('server_version_num')::int")) // 10_000
+                server = (
+                    int(await connection.fetchval("SELECT current_setting('server_version_num')::int"))
+                    // 10_000
+                )
             finally:
                 await connection.close(timeout=5)
         except (RollbackdError, OSError) as error:
@@ -301,10 +392,14 @@ class TargetBackups:
         if self._root is None:
             if self._settings.command:
                 return Finding(check=check, outcome=Outcome.PASSED, text="backups lie elsewhere")
-            return Finding(check=check, outcome=Outcome.FAILED, text="no way to take a backup: set 'backup.directory'")
-        existing = next((p for p in (self._root, *self._root.parents) if p.is_dir()), Path("/"))
+            return Finding(
+                check=check, outcome=Outcome.FAILED, text="no way to take a backup: set 'backup.directory'"
+            )
+        existing = files.nearest(self._root)
         if not os.access(existing, os.W_OK):
-            return Finding(check=check, outcome=Outcome.FAILED, text=f"{existing} can't be written by this user")
+            return Finding(
+                check=check, outcome=Outcome.FAILED, text=f"{existing} can't be written by this user"
+            )
         free = shutil.disk_usage(existing).free
         try:
             connection = await connect(self._place, self._target.database.connect_timeout)
@@ -321,13 +416,15 @@ class TargetBackups:
     async def _scratch(self) -> Finding:
         check = "backup.scratch"
         if self._settings.command:
-            return Finding(check=check, outcome=Outcome.PASSED, text="a referenced backup is proved by its own tool")
+            return Finding(
+                check=check, outcome=Outcome.PASSED, text="a referenced backup is proved by its own tool"
+            )
         try:
             reason = await may_create_scratch(self._target)
         except RollbackdError as error:
             return Finding(check=check, outcome=Outcome.FAILED, text=f"scratch: {error}")
         if reason:
-            outcome = Outcome.FAILED if self._target.policy.backup_level > 2 else Outcome.WARNED  # noqa: PLR2004 - L2
+            outcome = Outcome.FAILED if self._target.policy.backup_level > 2 else Outcome.WARNED
             return Finding(check=check, outcome=outcome, text=reason)
         return Finding(check=check, outcome=Outcome.PASSED, text="scratch databases may be created")
 
@@ -363,12 +460,16 @@ class TargetBackups:
         }
         ended = await run_command(self._settings.command, timeout_s, environment)
         if ended.code != 0:
-            raise PermanentError(f"{self._settings.command[0]} ended with exit code {ended.code}: {ended.last_words()}")
+            raise PermanentError(
+                f"{self._settings.command[0]} ended with exit code {ended.code}: {ended.last_words()}"
+            )
         try:
             answer: dict[str, Any] = json.loads(ended.stdout)
             reference, level = str(answer["reference"]), int(answer["level"])
             size = int(answer.get("size_bytes", 0))
-        except (ValueError, KeyError, TypeError):
+            if not reference or not 0 <= level <= 5:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise PermanentError(
                 f'{self._settings.command[0]} must print {{"reference": "...", "level": 0-5}} as JSON, and didn\'t'
             ) from None
@@ -400,14 +501,15 @@ class TargetBackups:
         rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted above
         return tuple(row[0] for row in rows)
 
-    async def _count(self, connection: asyncpg.Connection, tables: tuple[str, ...]) -> tuple[TableCount, ...]:
-        names = tuple(table if "." in table else f"public.{table}" for table in tables)
-        counts = await count_tables(connection, self._settings.count_budget, 100_000, names)
-        return tuple(count for count in counts if count.exact)
+    async def _count(
+        self, connection: asyncpg.Connection, named: list[tuple[str, str]]
+    ) -> tuple[TableCount, ...]:
+        names = tuple(f"{schema}.{table}" for schema, table in named)
+        return await count_tables(connection, self._settings.count_budget, 100_000, names)
 
     def _compression(self, major: int) -> str:
         # Before 16, --compress takes a number alone.
-        return self._settings.compression if major >= 16 else self._settings.compression.rpartition(":")[2]  # noqa: PLR2004
+        return self._settings.compression if major >= 16 else self._settings.compression.rpartition(":")[2]
 
 
 class _Waiters:
@@ -423,8 +525,9 @@ class _Waiters:
     async def yield_to_waiters(self) -> None:
         if self._connection is None:
             self._connection = await connect(self._place, self._timeout_s)
+        # pg_locks, because pg_stat_activity hides from an ordinary role what other roles' sessions wait for.
         waiting = await self._connection.fetchval(
-            "SELECT string_agg(w.pid::text, ', ') FROM pg_stat_activity w WHERE w.wait_event_type = 'Lock' AND EXISTS"
+            "SELECT string_agg(DISTINCT w.pid::text, ', ') FROM pg_locks w WHERE NOT w.granted AND EXISTS"
             " (SELECT 1 FROM unnest(pg_blocking_pids(w.pid)) b JOIN pg_stat_activity d ON d.pid = b"
             " WHERE d.application_name = $1)",
             self._application,
@@ -437,11 +540,48 @@ class _Waiters:
         elif now - self._since > YIELD_AFTER_S:
             raise TransientError(f"the dump made way: sessions {waiting} waited for its locks")
 
+    async def while_yielding(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do this work, and stop it where somebody waits for it."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=0.25)
+                if not task.done():
+                    await self.yield_to_waiters()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=5)
+        return await task
+
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close(timeout=5)
 
 
-def _pattern(table: str) -> str:
+async def _resolve(connection: asyncpg.Connection, tables: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Schema and name of these tables, partitions in the place of a partitioned one.
+
+    Raises:
+        PermanentError: when one of them isn't there: what was asked for would silently be missing.
+    """
+    found: list[tuple[str, str]] = []
+    for name in tables:
+        rows = await connection.fetch(
+            "SELECT pn.nspname, p.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " CROSS JOIN LATERAL (SELECT c.oid WHERE c.relkind = 'r' UNION ALL"
+            "   SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf) leaf (oid)"
+            " JOIN pg_class p ON p.oid = leaf.oid JOIN pg_namespace pn ON pn.oid = p.relnamespace"
+            " WHERE c.relkind IN ('r', 'p') AND (n.nspname || '.' || c.relname = $1"
+            "   OR c.relname = $1 AND n.nspname = ANY(current_schemas(false)))",
+            name,
+        )
+        if not rows:
+            raise PermanentError(f"the table {name} isn't there, so it can't be backed up")
+        found += [(row[0], row[1]) for row in rows if (row[0], row[1]) not in found]
+    return found
+
+
+def _pattern(schema: str, table: str) -> str:
     """A pg_dump --table pattern that matches exactly this table, whatever characters it has."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in table.split("."))
+    return ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))

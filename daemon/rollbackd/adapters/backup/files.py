@@ -126,7 +126,29 @@ def record_of(folder: Path) -> BackupRecord | None:
     )
 
 
-def remove(folder: Path) -> None:
-    """Remove a backup folder: its manifest first, so that what is left over is no backup."""
+def remove(folder: Path, root: Path) -> bool:
+    """Remove a backup folder of `root`: its manifest first, so that what is left over is no backup.
+
+    False where it isn't a folder of `root` itself (a link, somewhere else), and nothing was removed.
+    """
+    if folder.is_symlink() or folder.resolve().parent != root.resolve():
+        return False
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    return True
+
+
+def dumps(folder: Path) -> list[Path]:
+    """The dump files of a backup."""
+    return sorted(folder.glob("*.dump"))
+
+
+def written(folder: Path) -> int:
+    """Bytes of the dump files so far."""
+    return sum(dump.stat().st_size for dump in dumps(folder))
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.is_dir())

@@ -7,12 +7,24 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from rollbackd.adapters.postgres.connection import Place
 from rollbackd.adapters.secrets import read_secret
 from rollbackd.errors import PermanentError, TransientError
+
+# The tools have one exit code for every failure; these words of libpq and the server (LC_ALL=C) tell what may pass.
+TRANSIENT_WORDS = (
+    "canceling statement due to statement timeout",
+    "canceling statement due to lock timeout",
+    "could not connect",
+    "Connection refused",
+    "the database system is",
+    "server closed the connection",
+    "terminating connection",
+    "too many clients",
+)
 
 
 def find_tool(name: str, binaries: str) -> Path:
@@ -24,7 +36,9 @@ def find_tool(name: str, binaries: str) -> Path:
     found = shutil.which(name, path=binaries or None)
     if found is None:
         place = f"in {binaries}" if binaries else "on the PATH"
-        raise PermanentError(f"{name} isn't {place}: install PostgreSQL's client programs, or set 'database.binaries'")
+        raise PermanentError(
+            f"{name} isn't {place}: install PostgreSQL's client programs, or set 'database.binaries'"
+        )
     return Path(found)
 
 
@@ -47,21 +61,22 @@ async def run_tool(
     timeout_s: float,
     on_tick: Callable[[], Awaitable[None]] | None = None,
     application_name: str = "rollbackd",
+    *,
+    lock: int,
 ) -> None:
     """Run one tool to its end; its exit code 0, seen by us, is the only success.
 
-    The folder's lock file is inherited by the child: as long as any of its processes lives, the lock is held, so that
+    The folder's lock (see `hold`) is inherited by the child: as long as any of its processes lives, it is held, so that
     a successor can tell an orphan from a leftover.
 
     Raises:
         PermanentError: when it fails, with its own last words.
-        TransientError: when it takes longer than `timeout_s` seconds. In both cases it and what it started are ended.
+        TransientError: when it takes longer than `timeout_s` seconds, waited for a lock in vain or lost the server. In
+            each case it and what it started are ended.
     """
     passfile = folder / ".pgpass"
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     process: asyncio.subprocess.Process | None = None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         write_passfile(passfile, place)
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -87,7 +102,8 @@ async def run_tool(
                     await on_tick()
             text = (await words).decode(errors="replace").strip()
         if process.returncode != 0:
-            raise PermanentError(_explain(Path(argv[0]).name, process.returncode or 0, text))
+            kind = TransientError if any(words in text for words in TRANSIENT_WORDS) else PermanentError
+            raise kind(_explain(Path(argv[0]).name, process.returncode or 0, text))
     except TimeoutError:
         raise TransientError(f"{Path(argv[0]).name} took longer than {timeout_s:g} s and was ended") from None
     finally:
@@ -96,6 +112,16 @@ async def run_tool(
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         passfile.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[int]:
+    """Hold a folder's lock from before the first byte until the work is done; yields its descriptor for `run_tool`."""
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    finally:
         os.close(lock)
 
 
@@ -117,7 +143,10 @@ def is_in_use(folder: Path) -> bool:
 def write_passfile(path: Path, place: Place) -> None:
     """A passfile that only we can read."""
     password = read_secret(place.password) if place.password is not None else ""
-    fields = [part.replace("\\", "\\\\").replace(":", "\\:") for part in ("*", "*", "*", place.user or "*", password)]
+    fields = [
+        part.replace("\\", "\\\\").replace(":", "\\:")
+        for part in ("*", "*", "*", place.user or "*", password)
+    ]
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -127,7 +156,9 @@ def write_passfile(path: Path, place: Place) -> None:
 def _explain(tool: str, code: int, text: str) -> str:
     if code < 0:
         return f"{tool} was killed by signal {-code}"
-    lines = [line for line in text.splitlines() if "error" in line.lower() or "fatal" in line.lower()] or text.splitlines()
+    lines = [
+        line for line in text.splitlines() if "error" in line.lower() or "fatal" in line.lower()
+    ] or text.splitlines()
     words = (lines[0] if lines else "it said nothing")[:400]
     if "No space left on device" in text:
         return f"{tool} failed because the disk is full: free some space or set 'backup.directory' elsewhere ({words})"

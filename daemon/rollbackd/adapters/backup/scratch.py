@@ -71,7 +71,9 @@ async def may_create_scratch(target: Target) -> str:
         return str(error)
     connection = await connect(server, target.database.connect_timeout)
     try:
-        allowed = await connection.fetchval("SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user")
+        allowed = await connection.fetchval(
+            "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+        )
     finally:
         await connection.close(timeout=5)
     if allowed:

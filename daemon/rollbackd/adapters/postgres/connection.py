@@ -1,6 +1,7 @@
 """Connecting to PostgreSQL with the configured role, and saying in a sentence why it can't be done."""
 
 from collections.abc import Mapping
+from urllib.parse import urlencode
 
 import asyncpg
 import msgspec
@@ -31,7 +32,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
             database=database or parsed.database or "postgres",
             user=user or parsed.username or "",
             password=password,
-            options={k: str(v) for k, v in parsed.query.items() if k in ("sslmode", "sslrootcert", "sslcert", "sslkey")},
+            options={
+                k: str(v)
+                for k, v in parsed.query.items()
+                if k in ("sslmode", "sslrootcert", "sslcert", "sslkey")
+            },
         )
 
     def text(self) -> str:
@@ -51,7 +56,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-async def connect(place: Place, timeout_s: float, settings: Mapping[str, str] | None = None) -> asyncpg.Connection:
+async def connect(
+    place: Place, timeout_s: float, settings: Mapping[str, str] | None = None
+) -> asyncpg.Connection:
     """Open a connection.
 
     Raises:
@@ -59,9 +66,10 @@ async def connect(place: Place, timeout_s: float, settings: Mapping[str, str] | 
         PermanentError: when the server answers and says no.
     """
     password = read_secret(place.password) if place.password is not None else None
-    ssl = {"ssl": place.options["sslmode"]} if "sslmode" in place.options else {}
     try:
         return await asyncpg.connect(
+            # The only way in for certificates' files; everything else is said below.
+            dsn=f"postgresql://?{urlencode(place.options)}" if place.options else None,
             host=place.host,
             port=place.port,
             database=place.database,
@@ -70,10 +78,11 @@ async def connect(place: Place, timeout_s: float, settings: Mapping[str, str] | 
             timeout=timeout_s,
             statement_cache_size=0,
             server_settings={"application_name": "rollbackd", **(settings or {})},
-            **ssl,
         )
     except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
         reason = str(error) or f"no answer within {timeout_s:g} s"
         raise TransientError(f"the database {place.text()} can't be reached: {reason}") from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        raise PermanentError(f"the database {place.text()} refuses {place.user or 'the connection'}: {error}") from None
+        raise PermanentError(
+            f"the database {place.text()} refuses {place.user or 'the connection'}: {error}"
+        ) from None

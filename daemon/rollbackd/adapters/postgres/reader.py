@@ -9,7 +9,7 @@ import asyncpg
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.worker.child import LOCK_KEY
+from rollbackd.adapters.worker.child import LOCK_KEY, START_IDENTITY
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import TableCount
 from rollbackd.core.schema import Schema
@@ -37,13 +37,16 @@ class PostgresReader:
         """Which database this is; refuses a standby."""
         async with self._reading() as connection:
             row = await connection.fetchrow(
-                "SELECT pg_is_in_recovery(), current_database(), (SELECT system_identifier::text FROM pg_control_system()),"
+                "SELECT pg_is_in_recovery(), current_database(),"
                 " (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),"
-                " current_setting('server_version_num')::int"
+                " current_setting('server_version_num')::int, has_function_privilege('pg_control_system()', 'EXECUTE')"
+            )
+            system = await connection.fetchval(
+                "SELECT system_identifier::text FROM pg_control_system()" if row[4] else START_IDENTITY
             )
         if row[0]:
             raise PermanentError(f"{self._place.text()} is a standby: 'database.url' must name the primary")
-        return DatabaseIdentity(system_identifier=row[2], database=row[1], oid=row[3], server_version=row[4])
+        return DatabaseIdentity(system_identifier=system, database=row[1], oid=row[2], server_version=row[3])
 
     async def heads(self) -> tuple[str, ...]:
         """The rows of the version table, sorted; empty where the table isn't there yet."""
@@ -61,7 +64,9 @@ class PostgresReader:
         async with self._reading() as connection:
             return await read_schema(connection)
 
-    async def counts(self, budget_s: float, most_tables: int, tables: tuple[str, ...] = ()) -> tuple[TableCount, ...]:
+    async def counts(
+        self, budget_s: float, most_tables: int, tables: tuple[str, ...] = ()
+    ) -> tuple[TableCount, ...]:
         """Rows by table: exact, smallest tables first, until the budget is spent; estimates for the rest.
 
         Each count is its own short statement, so that no snapshot and no lock is held over many tables.
@@ -98,7 +103,9 @@ class PostgresReader:
         """The data checks: counts, orphans, invalid indexes, constraints that aren't validated, sequences."""
         async with self._reading() as connection:
             counted = tuple(c.table for c in counts_before if c.exact)
-            after = await count_tables(connection, self._target.counting.budget, self._target.counting.most_tables, counted)
+            after = await count_tables(
+                connection, self._target.counting.budget, self._target.counting.most_tables, counted
+            )
             return (
                 _counts(counts_before, after, lossy_tables),
                 await _orphans(connection),
@@ -116,11 +123,17 @@ class PostgresReader:
                     async with connection.transaction(readonly=True):
                         rows = await connection.fetch(check.sql, timeout=float(check.timeout))
                 except (asyncpg.PostgresError, TimeoutError) as error:
-                    findings.append(_finding(name, Outcome.UNKNOWN, f"couldn't be made: {str(error) or 'it took too long'}"))
+                    findings.append(
+                        _finding(
+                            name, Outcome.UNKNOWN, f"couldn't be made: {str(error) or 'it took too long'}"
+                        )
+                    )
                     continue
             if rows:
                 details = tuple(str(dict(row)) for row in rows[:5])
-                findings.append(_finding(name, Outcome.FAILED, f"{len(rows)} rows, and there should be none", details))
+                findings.append(
+                    _finding(name, Outcome.FAILED, f"{len(rows)} rows, and there should be none", details)
+                )
             else:
                 findings.append(_finding(name, Outcome.PASSED, "no rows, as it should be"))
         return tuple(findings)
@@ -140,12 +153,16 @@ class PostgresReader:
         if table is None:
             owner = _finding("version_table", Outcome.WARNED, f"there is no {self._version_table} yet")
         elif table[0]:
-            owner = _finding("version_table", Outcome.PASSED, f"{self._version_table} may be written by {table[2]}")
+            owner = _finding(
+                "version_table", Outcome.PASSED, f"{self._version_table} may be written by {table[2]}"
+            )
         else:
             text = f"{self._version_table} belongs to {table[1]}, and {table[2]} isn't a member: downgrades would fail"
             owner = _finding("version_table", Outcome.FAILED, text)
         if same_backend:
-            pooled = _finding("direct_connection", Outcome.PASSED, "each statement met the same server process")
+            pooled = _finding(
+                "direct_connection", Outcome.PASSED, "each statement met the same server process"
+            )
         else:
             text = "statements meet different server processes: a pooler in transaction mode; give the direct address"
             pooled = _finding("direct_connection", Outcome.FAILED, text)
@@ -170,12 +187,22 @@ class PostgresReader:
             try:
                 yield self._connection
             except asyncpg.InsufficientPrivilegeError as error:
-                raise PermanentError(f"{self._place.text()}: {self._place.user} lacks a right: {error}") from None
+                raise PermanentError(
+                    f"{self._place.text()}: {self._place.user} lacks a right: {error}"
+                ) from None
             except asyncpg.QueryCanceledError as error:
                 raise TransientError(f"{self._place.text()}: {error}") from None
-            except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
+            except (
+                OSError,
+                asyncpg.PostgresConnectionError,
+                asyncpg.InterfaceError,
+                asyncpg.AdminShutdownError,
+                asyncpg.CrashShutdownError,
+            ) as error:
                 self._connection = None
                 raise TransientError(f"the connection to {self._place.text()} was lost: {error}") from None
+            except asyncpg.PostgresError as error:
+                raise PermanentError(f"{self._place.text()}: {error}") from None
 
 
 async def count_tables(
@@ -183,25 +210,41 @@ async def count_tables(
 ) -> tuple[TableCount, ...]:
     """Count on any connection; `tables` restricts to these names (`schema.table`)."""
     rows = await connection.fetch(
-        "SELECT n.nspname, c.relname, greatest(c.reltuples, 0)::bigint, c.oid FROM pg_class c"
-        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname !~ '^(pg_|information_schema$|rollbackd)'"
+        "SELECT n.nspname, c.relname, greatest(c.reltuples, 0)::bigint FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind = 'r' AND n.nspname !~ '^(pg_|information_schema$|rollbackd)'"
         " AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY($1)) ORDER BY c.relpages, 1, 2",
         list(tables) or None,
     )
     until = time.monotonic() + budget_s
     counts: list[TableCount] = []
-    for schema, table, estimate, _ in rows:
+    for schema, table, estimate in rows:
         left_s = until - time.monotonic()
         name = f"{schema}.{table}"
-        if left_s <= 0 or len(counts) >= most_tables:
-            counts.append(TableCount(table=name, rows=estimate, exact=False))
-            continue
-        try:
-            query = f"SELECT count(*) FROM {_quoted(schema)}.{_quoted(table)}"  # noqa: S608 - both are quoted
-            counts.append(TableCount(table=name, rows=await connection.fetchval(query, timeout=left_s), exact=True))
-        except (TimeoutError, asyncpg.QueryCanceledError):
-            counts.append(TableCount(table=name, rows=estimate, exact=False))
+        count: int | None = None
+        if left_s > 0 and len(counts) < most_tables:
+            try:
+                query = f"SELECT count(*) FROM {_quoted(schema)}.{_quoted(table)}"  # noqa: S608 - both are quoted
+                count = await _count(connection, query, left_s)
+            except (TimeoutError, asyncpg.QueryCanceledError):
+                count = None
+            except asyncpg.UndefinedTableError:
+                continue  # dropped since we looked
+        exact = count is not None
+        counts.append(TableCount(table=name, rows=estimate if count is None else count, exact=exact))
     return tuple(sorted(counts, key=lambda c: c.table))
+
+
+async def _count(connection: asyncpg.Connection, query: str, timeout_s: float) -> int:
+    if not connection.is_in_transaction():
+        return int(await connection.fetchval(query, timeout=timeout_s))
+    # Rolling a savepoint back gives the table's lock back at once, and keeps the snapshot when a count is cut short.
+    savepoint = connection.transaction()
+    await savepoint.start()
+    try:
+        return int(await connection.fetchval(query, timeout=timeout_s))
+    finally:
+        await savepoint.rollback()
 
 
 def _quoted(name: str) -> str:
@@ -252,7 +295,9 @@ async def _long_transactions(connection: asyncpg.Connection) -> Finding:
         details = tuple(f"pid {r[0]} ({r[1]}) {r[2]}, for {r[3]} s" for r in rows[:10])
         text = f"{len(rows)} transactions are open for more than {LONG_TRANSACTION_S} s and may hold locks"
         return _finding("long_transactions", Outcome.WARNED, text, details)
-    return _finding("long_transactions", Outcome.PASSED, f"no transaction is open for more than {LONG_TRANSACTION_S} s")
+    return _finding(
+        "long_transactions", Outcome.PASSED, f"no transaction is open for more than {LONG_TRANSACTION_S} s"
+    )
 
 
 async def _prepared_transactions(connection: asyncpg.Connection) -> Finding:
@@ -283,10 +328,17 @@ def _counts(before: tuple[TableCount, ...], after: tuple[TableCount, ...], lossy
             line = f"{old.table}: {old.rows} rows before, {new.rows} now"
             (noted if old.table in planned else lost).append(line)
     if lost:
-        return _finding("row_counts", Outcome.FAILED, f"{len(lost)} tables hold fewer rows, and no plan said so", tuple(lost))
+        return _finding(
+            "row_counts",
+            Outcome.FAILED,
+            f"{len(lost)} tables hold fewer rows, and no plan said so",
+            tuple(lost),
+        )
     if not compared:
         return _finding("row_counts", Outcome.UNKNOWN, "nothing was counted exactly before")
-    return _finding("row_counts", Outcome.PASSED, f"{compared} tables compared, none lost a row unplanned", tuple(noted))
+    return _finding(
+        "row_counts", Outcome.PASSED, f"{compared} tables compared, none lost a row unplanned", tuple(noted)
+    )
 
 
 async def _orphans(connection: asyncpg.Connection) -> Finding:
@@ -314,12 +366,20 @@ async def _orphans(connection: asyncpg.Connection) -> Finding:
         except asyncpg.QueryCanceledError:
             unknown.append(f"{child}.{name}: took longer than {STATEMENT_TIMEOUT_MS // 1000} s")
             continue
+        except asyncpg.InsufficientPrivilegeError as error:
+            unknown.append(f"{child}.{name}: {error}")
+            continue
         if orphans:
             found.append(f"{child}.{name}: {orphans} rows point to nothing in {parent}")
     if found:
         return _finding("orphans", Outcome.FAILED, f"{len(found)} foreign keys have orphans", tuple(found))
     if unknown:
-        return _finding("orphans", Outcome.UNKNOWN, f"{len(unknown)} foreign keys couldn't be checked in time", tuple(unknown))
+        return _finding(
+            "orphans",
+            Outcome.UNKNOWN,
+            f"{len(unknown)} foreign keys couldn't be checked",
+            tuple(unknown),
+        )
     return _finding("orphans", Outcome.PASSED, f"no orphans in {len(keys)} foreign keys")
 
 
@@ -340,6 +400,7 @@ async def _sequences(connection: asyncpg.Connection) -> Finding:
         " FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace"
         " JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace"
         " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid"
+        " JOIN pg_sequence q ON q.seqrelid = s.oid AND q.seqincrement > 0"
         " WHERE d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND tn.nspname !~ '^(pg_|rollbackd)' ORDER BY 1"
     )
     behind: list[str] = []
@@ -354,9 +415,15 @@ async def _sequences(connection: asyncpg.Connection) -> Finding:
             unknown.append(f"{sequence}: {error}")
             continue
         if highest is not None and last < highest:
-            behind.append(f"{sequence} stands at {last}, {table}.{column} goes up to {highest}: the next insert would collide")
+            behind.append(
+                f"{sequence} stands at {last}, {table}.{column} goes up to {highest}: the next insert would collide"
+            )
     if behind:
-        return _finding("sequences", Outcome.FAILED, f"{len(behind)} sequences are behind their columns", tuple(behind))
+        return _finding(
+            "sequences", Outcome.FAILED, f"{len(behind)} sequences are behind their columns", tuple(behind)
+        )
     if unknown:
-        return _finding("sequences", Outcome.UNKNOWN, f"{len(unknown)} sequences couldn't be read", tuple(unknown))
+        return _finding(
+            "sequences", Outcome.UNKNOWN, f"{len(unknown)} sequences couldn't be read", tuple(unknown)
+        )
     return _finding("sequences", Outcome.PASSED, f"{len(rows)} sequences are ahead of their columns")

@@ -16,7 +16,7 @@ import sqlalchemy
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from rollbackd.adapters.store import tables as t
@@ -51,12 +51,15 @@ _encode = msgspec.json.Encoder().encode
 class SqliteStore:
     """Fulfils `ports.Store`. Open it with `open_writing` (one process at a time) or `open_reading`."""
 
-    def __init__(self, reading: Engine, writer: Writer | None, lock: int, writing: Engine | None, store_id: str) -> None:
+    def __init__(
+        self, reading: Engine, writer: Writer | None, lock: int, writing: Engine | None, store_id: str
+    ) -> None:
         self._reading = reading
         self._writer = writer
         self._lock = lock
         self._writing = writing
         self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="store-reader")
+        self._closed = False
         self.store_id = store_id
 
     @classmethod
@@ -68,24 +71,32 @@ class SqliteStore:
             StoreUnavailableError: when the folder can't be written.
         """
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.makedirs(directory, exist_ok=True, mode=0o700)  # noqa: PTH103 - one call, not worth a thread
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StoreUnavailableError(f"the store's folder {directory} can't be written: {error.strerror}") from None
+            raise StoreUnavailableError(
+                f"the store's folder {directory} can't be written: {error.strerror}"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise RefusedError(f"another rollbackd has the store {directory} open; ask it through its socket") from None
+            raise RefusedError(
+                f"another rollbackd has the store {directory} open; ask it through its socket"
+            ) from None
         path = directory / DATABASE
         try:
             writing = _writing_engine(path)
             await asyncio.to_thread(bring_up_to_date, writing)
             store_id = await asyncio.to_thread(_store_id, writing)
-            path.chmod(0o600)
+            os.chmod(path, 0o600)  # noqa: PTH101 - one call, not worth a thread
         except (sqlite3.Error, sqlalchemy.exc.DatabaseError) as error:
             os.close(lock)
-            raise StoreUnavailableError(f"the store {path} can't be opened: {error}") from None
+            reason = getattr(error, "orig", None) or error
+            raise StoreUnavailableError(f"the store {path} can't be opened: {reason}") from None
+        except BaseException:
+            os.close(lock)
+            raise
         return cls(_reading_engine(path), Writer(writing, most_waiting), lock, writing, store_id)
 
     @classmethod
@@ -102,6 +113,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Commit what waits and let go of the lock."""
+        self._closed = True
         if self._writer is not None:
             await self._writer.close()
         self._readers.shutdown()
@@ -160,17 +172,22 @@ class SqliteStore:
         )
         rows = await self._rows(query)
         return [
-            QueuedEvent(seq=r[0], delivery=r[1], hook=r[2], received_at=_time(r[3]), event=_decode(r[4], Event)) for r in rows
+            QueuedEvent(
+                seq=r[0], delivery=r[1], hook=r[2], received_at=_time(r[3]), event=_decode(r[4], Event)
+            )
+            for r in rows
         ]
 
     async def settle_event(self, seq: int, outcome: str, at: datetime) -> None:
         """Note what was done about an event."""
         query = update(t.event).where(t.event.c.seq == seq).values(settled_at=at.timestamp(), outcome=outcome)
-        await self._write(lambda c: c.execute(query) and None)
+        await self._execute(query)
 
     async def recent_deliveries(self, limit: int) -> list[dict[str, object]]:
         """The newest deliveries with what became of them: why it did, or did not, trigger."""
-        outcome = select(func.group_concat(t.event.c.outcome, "; ")).where(t.event.c.delivery == t.delivery.c.id)
+        outcome = select(func.group_concat(t.event.c.outcome, "; ")).where(
+            t.event.c.delivery == t.delivery.c.id
+        )
         query = (
             select(
                 t.delivery.c.id,
@@ -183,7 +200,13 @@ class SqliteStore:
             .limit(limit)
         )
         return [
-            {"id": r[0], "hook": r[1], "received_at": _time(r[2]), "ignored_because": r[3], "outcome": r[4] or ""}
+            {
+                "id": r[0],
+                "hook": r[1],
+                "received_at": _time(r[2]),
+                "ignored_because": r[3],
+                "outcome": r[4] or "",
+            }
             for r in await self._rows(query)
         ]
 
@@ -203,18 +226,25 @@ class SqliteStore:
 
     async def deployment(self, deployment_id: str) -> Deployment | None:
         """One, by id."""
-        return await self._one(select(t.deployment.c.body).where(t.deployment.c.id == deployment_id), Deployment)
+        return await self._one(
+            select(t.deployment.c.body).where(t.deployment.c.id == deployment_id), Deployment
+        )
 
     async def watched_deployments(self) -> list[Deployment]:
         """Those that haven't ended."""
         return await self._many(
-            select(t.deployment.c.body).where(t.deployment.c.ended_at.is_(None)).order_by(t.deployment.c.started_at), Deployment
+            select(t.deployment.c.body)
+            .where(t.deployment.c.ended_at.is_(None))
+            .order_by(t.deployment.c.started_at),
+            Deployment,
         )
 
     async def deployments(self, target: str | None, limit: int) -> list[Deployment]:
         """The newest first."""
         query = select(t.deployment.c.body).order_by(t.deployment.c.started_at.desc()).limit(limit)
-        return await self._many(query if target is None else query.where(t.deployment.c.target == target), Deployment)
+        return await self._many(
+            query if target is None else query.where(t.deployment.c.target == target), Deployment
+        )
 
     async def save_signal(self, service: str, environment: str, signal: Signal) -> None:
         """Add, or replace what was known of the same signal."""
@@ -241,7 +271,9 @@ class SqliteStore:
     async def firing_elsewhere(self, service: str, environment: str) -> dict[str, list[str]]:
         """Signals that fire in this environment for other services: name to services."""
         query = select(t.signal.c.name, t.signal.c.service).where(
-            t.signal.c.environment == environment, t.signal.c.service != service, t.signal.c.resolved_at.is_(None)
+            t.signal.c.environment == environment,
+            t.signal.c.service != service,
+            t.signal.c.resolved_at.is_(None),
         )
         found: dict[str, list[str]] = {}
         for name, other in await self._rows(query):
@@ -251,7 +283,8 @@ class SqliteStore:
     async def save_measurements(self, deployment: str, measurements: list[Measurement]) -> None:
         """Add these readings."""
         rows = [{"deployment": deployment, "at": m.at.timestamp(), "body": _encode(m)} for m in measurements]
-        await self._write(lambda c: c.execute(insert(t.measurement), rows) and None)
+        if rows:
+            await self._execute(insert(t.measurement), rows)
 
     async def measurements(self, deployment: str, limit: int) -> list[Measurement]:
         """The newest `limit` readings, oldest first."""
@@ -297,9 +330,13 @@ class SqliteStore:
 
     async def decision(self, decision_id: str) -> StoredDecision | None:
         """One, by id."""
-        return await self._one(select(t.decision.c.body).where(t.decision.c.id == decision_id), StoredDecision)
+        return await self._one(
+            select(t.decision.c.body).where(t.decision.c.id == decision_id), StoredDecision
+        )
 
-    async def decisions(self, target: str | None, limit: int, deployment: str | None = None) -> list[StoredDecision]:
+    async def decisions(
+        self, target: str | None, limit: int, deployment: str | None = None
+    ) -> list[StoredDecision]:
         """The newest first."""
         query = select(t.decision.c.body).order_by(t.decision.c.at.desc()).limit(limit)
         if target is not None:
@@ -318,15 +355,26 @@ class SqliteStore:
                 connection.execute(insert(t.run).values(**_run_row(run)))
             except IntegrityError:
                 other = connection.execute(
-                    select(t.run.c.id, t.run.c.state).where(t.run.c.database_key == run.database_key, t.run.c.is_finished == 0)
+                    select(t.run.c.id, t.run.c.state).where(
+                        t.run.c.database_key == run.database_key, t.run.c.is_finished == 0
+                    )
                 ).first()
                 at = f"{other[0]}, which is {other[1]}" if other else "another run"
-                raise RefusedError(f"this database has an unfinished run already: {at}; settle it first") from None
+                raise RefusedError(
+                    f"this database has an unfinished run already: {at}; settle it first"
+                ) from None
 
         await self._write(work)
 
     async def move_run(
-        self, run_id: str, before: RunState, after: RunState, at: datetime, *, statement: str = "", fence: int | None = None
+        self,
+        run_id: str,
+        before: RunState,
+        after: RunState,
+        at: datetime,
+        *,
+        statement: str = "",
+        fence: int | None = None,
     ) -> Run:
         """Take the run from `before` to `after`; the passage is recorded in the same commit."""
         check_passage(before, after)
@@ -346,7 +394,9 @@ class SqliteStore:
             )
             connection.execute(update(t.run).where(t.run.c.id == run_id).values(**_run_row(changed)))
             connection.execute(
-                insert(t.transition).values(run=run_id, before=before, after=after, at=at.timestamp(), statement=statement)
+                insert(t.transition).values(
+                    run=run_id, before=before, after=after, at=at.timestamp(), statement=statement
+                )
             )
             return changed
 
@@ -383,7 +433,9 @@ class SqliteStore:
 
     async def unfinished_runs(self) -> list[Run]:
         """Those that aren't finished, oldest first."""
-        return await self._many(select(t.run.c.body).where(t.run.c.is_finished == 0).order_by(t.run.c.created_at), Run)
+        return await self._many(
+            select(t.run.c.body).where(t.run.c.is_finished == 0).order_by(t.run.c.created_at), Run
+        )
 
     async def journal(self, record: StepRecord, fence: int) -> None:
         """Add a line to a run's journal; refused when somebody else holds the run by now."""
@@ -424,12 +476,18 @@ class SqliteStore:
 
     async def log(self, lines: list[LogLine]) -> None:
         """Add lines to runs' execution logs."""
-        rows = [{"run": line.run, "step": line.step, "at": line.at.timestamp(), "text": line.text} for line in lines]
-        await self._write(lambda c: c.execute(insert(t.log), rows) and None)
+        rows = [
+            {"run": line.run, "step": line.step, "at": line.at.timestamp(), "text": line.text}
+            for line in lines
+        ]
+        if rows:
+            await self._execute(insert(t.log), rows)
 
     async def log_of(self, run_id: str) -> list[LogLine]:
         """The execution log, oldest line first."""
-        query = select(t.log.c.step, t.log.c.at, t.log.c.text).where(t.log.c.run == run_id).order_by(t.log.c.seq)
+        query = (
+            select(t.log.c.step, t.log.c.at, t.log.c.text).where(t.log.c.run == run_id).order_by(t.log.c.seq)
+        )
         return [LogLine(run=run_id, step=r[0], at=_time(r[1]), text=r[2]) for r in await self._rows(query)]
 
     # -- backups, incidents, approvals, pauses, tokens -----------------------------------------------------------------
@@ -437,12 +495,16 @@ class SqliteStore:
     async def save_backup(self, backup: BackupRecord) -> None:
         """Add or replace."""
         created = backup.created_at.timestamp()
-        await self._upsert(t.backup, id=backup.id, target=backup.target, created_at=created, body=_encode(backup))
+        await self._upsert(
+            t.backup, id=backup.id, target=backup.target, created_at=created, body=_encode(backup)
+        )
 
     async def backups(self, target: str | None, limit: int) -> list[BackupRecord]:
         """The newest first."""
         query = select(t.backup.c.body).order_by(t.backup.c.created_at.desc()).limit(limit)
-        return await self._many(query if target is None else query.where(t.backup.c.target == target), BackupRecord)
+        return await self._many(
+            query if target is None else query.where(t.backup.c.target == target), BackupRecord
+        )
 
     async def save_incident(self, incident: Incident) -> None:
         """Add or replace."""
@@ -484,7 +546,9 @@ class SqliteStore:
 
     async def lift_pause(self, target: str) -> bool:
         """Let automation go on; False when nothing was paused."""
-        removed = await self._write(lambda c: c.execute(delete(t.pause).where(t.pause.c.target == target)).rowcount)
+        removed = await self._write(
+            lambda c: c.execute(delete(t.pause).where(t.pause.c.target == target)).rowcount
+        )
         return bool(removed)
 
     async def pauses(self) -> list[Pause]:
@@ -507,7 +571,9 @@ class SqliteStore:
         def work(connection: Connection) -> None:
             for key, amount in amounts.items():
                 statement = upsert(t.total).values(key=key, value=amount)
-                statement = statement.on_conflict_do_update(index_elements=["key"], set_={"value": t.total.c.value + amount})
+                statement = statement.on_conflict_do_update(
+                    index_elements=["key"], set_={"value": t.total.c.value + amount}
+                )
                 connection.execute(statement)
 
         await self._write(work)
@@ -541,13 +607,21 @@ class SqliteStore:
         result: T = await self._writer.do(work)
         return result
 
+    async def _execute(
+        self, statement: sqlalchemy.Executable, rows: list[dict[str, object]] | None = None
+    ) -> None:
+        def work(connection: Connection) -> None:
+            connection.execute(statement, rows)
+
+        await self._write(work)
+
     async def _upsert(self, table: sqlalchemy.Table, **values: object) -> None:
         statement = upsert(table).values(**values)
         keys = [column.name for column in table.primary_key]
         statement = statement.on_conflict_do_update(
             index_elements=keys, set_={name: value for name, value in values.items() if name not in keys}
         )
-        await self._write(lambda c: c.execute(statement) and None)
+        await self._execute(statement)
 
     async def _rows(self, query: sqlalchemy.Select[Any]) -> list[Any]:
         def read() -> list[Any]:
@@ -556,8 +630,13 @@ class SqliteStore:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._readers, read)
-        except OperationalError as error:
-            raise StoreUnavailableError(f"the store can't be read: {error.orig}") from None
+        except (DatabaseError, sqlite3.Error) as error:
+            reason = getattr(error, "orig", None) or error
+            raise StoreUnavailableError(f"the store can't be read: {reason}") from None
+        except RuntimeError:
+            if not self._closed:
+                raise
+            raise StoreUnavailableError("the store is closed") from None
 
     async def _many(self, query: sqlalchemy.Select[Any], kind: type[T]) -> list[T]:
         return [_decode(row[0], kind) for row in await self._rows(query)]
@@ -611,12 +690,16 @@ def _writing_engine(path: Path) -> Engine:
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
-    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=StaticPool, isolation_level="AUTOCOMMIT")
+    return sqlalchemy.create_engine(
+        "sqlite://", creator=connect, poolclass=StaticPool, isolation_level="AUTOCOMMIT"
+    )
 
 
 def _reading_engine(path: Path) -> Engine:
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False, timeout=5)
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=5
+        )
         connection.execute("PRAGMA query_only = ON")
         return connection
 
@@ -627,5 +710,7 @@ def _store_id(engine: Engine) -> str:
     with engine.connect() as connection:
         with contextlib.suppress(IntegrityError):
             connection.execute(insert(t.meta).values(name="store_id", value=os.urandom(8).hex()))
-        found: str = connection.execute(select(t.meta.c.value).where(t.meta.c.name == "store_id")).scalar_one()
+        found: str = connection.execute(
+            select(t.meta.c.value).where(t.meta.c.name == "store_id")
+        ).scalar_one()
         return found

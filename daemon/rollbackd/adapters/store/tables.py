@@ -3,13 +3,30 @@
 What happened (delivery, event, journal, log, transition) is only ever added to; what is (deployment, run) is replaced.
 """
 
-from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint, text
-
-metadata = MetaData(
-    naming_convention={"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"}
+from sqlalchemy import (
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
 )
 
-meta = Table("meta", metadata, Column("name", String, primary_key=True), Column("value", String, nullable=False))
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+meta = Table(
+    "meta", metadata, Column("name", String, primary_key=True), Column("value", String, nullable=False)
+)
 
 delivery = Table(
     "delivery",
@@ -63,7 +80,9 @@ signal = Table(
     Column("resolved_at", Float),
     Column("body", LargeBinary, nullable=False),
 )
-Index("ix_signal_name_firing", signal.c.environment, signal.c.name, sqlite_where=signal.c.resolved_at.is_(None))
+Index(
+    "ix_signal_name_firing", signal.c.environment, signal.c.name, sqlite_where=signal.c.resolved_at.is_(None)
+)
 
 measurement = Table(
     "measurement",

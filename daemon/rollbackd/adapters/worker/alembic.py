@@ -1,7 +1,10 @@
 """The migration worker's port, for one target: keeps a child ready, asks it, keeps each release's scripts."""
 
+import asyncio
 import base64
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,20 +94,24 @@ class AlembicWorker:
             elif message["type"] == "revision":
                 await on_log(f"-- downgrade {message['revision']}")
 
-        answer = await self._ask(
-            child,
-            "downgrade",
-            timeout_s,
-            on_message=on_message,
-            revisions=list(revisions),
-            from_heads=list(from_heads),
-            to_heads=list(to_heads),
-            run=run,
-            identity=msgspec.to_builtins(identity),
-            lock_timeout_s=self._settings.lock_timeout,
-            statement_timeout_s=self._settings.statement_timeout,
-            lock_wait_s=LOCK_WAIT_S,
-        )
+        try:
+            answer = await self._ask(
+                child,
+                "downgrade",
+                timeout_s,
+                on_message=on_message,
+                revisions=list(revisions),
+                from_heads=list(from_heads),
+                to_heads=list(to_heads),
+                run=run,
+                identity=msgspec.to_builtins(identity),
+                lock_timeout_s=self._settings.lock_timeout,
+                statement_timeout_s=self._settings.statement_timeout,
+                lock_wait_s=LOCK_WAIT_S,
+            )
+        finally:
+            # An env.py may keep its connection in a pool, and with it the migration lock: both end with the child.
+            await self.close()
         return msgspec.convert(answer, DowngradeResult)
 
     async def keep_scripts(self) -> str:
@@ -112,17 +119,7 @@ class AlembicWorker:
         child = await self._child()
         answer = await self._ask(child, "export", self._settings.start_timeout)
         digest = str(answer["scripts_sha256"])
-        folder = self._kept / digest
-        if not folder.is_dir():
-            partial = self._kept / f".partial-{digest}-{os.getpid()}"
-            for name, content in answer["files"].items():
-                relative = PurePosixPath(name)
-                if relative.is_absolute() or ".." in relative.parts:
-                    raise RefusedError(f"the worker sent a script outside its folder: {name}")
-                path = partial / relative
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(base64.b64decode(content))
-            partial.rename(folder)
+        await asyncio.to_thread(keep, self._kept, digest, answer["files"])
         return digest
 
     async def close(self) -> None:
@@ -172,6 +169,12 @@ class AlembicWorker:
                 x=list(settings.x),
                 script_location=self._script_location,
             )
+            if self._script_location:
+                described = await child.ask("describe", settings.start_timeout)
+                if described["scripts_sha256"] != Path(self._script_location).name:
+                    raise RefusedError(
+                        f"the scripts kept in {self._script_location} were changed since; they aren't used"
+                    )
         except BaseException:
             await child.kill()
             raise
@@ -188,6 +191,36 @@ class AlembicWorker:
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         secret = {name: read_secret(ref) for name, ref in self._settings.secret_environment.items()}
         return {**kept, **self._settings.environment, **secret}
+
+
+def keep(kept: Path, digest: str, scripts: Mapping[str, str]) -> None:
+    """Write these scripts (name to base64) to the folder named after their digest: all of them, on disk, or none."""
+    folder = kept / digest
+    if folder.is_dir():
+        return
+    kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = Path(tempfile.mkdtemp(prefix=f".partial-{digest[:12]}-", dir=kept))
+    try:
+        for name, content in scripts.items():
+            relative = PurePosixPath(name)
+            if relative.is_absolute() or ".." in relative.parts:
+                raise RefusedError(f"the worker sent a script outside its folder: {name}")
+            path = partial / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(base64.b64decode(content))
+                file.flush()
+                os.fsync(file.fileno())
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise somebody else kept the same at the same time
+                raise
+        descriptor = os.open(kept, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def env_py_url(target: Target) -> str:

@@ -5,6 +5,11 @@ The user's env.py is never modified. `EnvironmentContext.configure` is wrapped o
 connection that env.py opens is met, sync or async, whatever driver it uses.
 """
 
+# Paths are strings here: that is what Alembic and the user's code take and give.
+# ruff: noqa: PTH100, PTH109, PTH113, PTH116, PTH117, PTH118, PTH119, PTH123
+
+from __future__ import annotations
+
 import argparse
 import ast
 import base64
@@ -18,12 +23,42 @@ import sys
 import threading
 import time
 import traceback
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Iterable, Iterator, Sequence
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import Script, ScriptDirectory
+    from sqlalchemy.engine import Connection
+
+    Answer = dict[str, Any]
+    Functions = dict[str, ast.FunctionDef]
 
 # Advisory locks belong to one database, so one constant key is one lock for each database. The digits spell "rollback".
 LOCK_KEY = 0x726F6C6C6261636B
 MARKER = "rollbackd:"
+# Who a server is where its administrators let nobody call pg_control_system(): when it started, to the microsecond.
+STARTED = "started "
+START_IDENTITY = "SELECT 'started ' || extract(epoch FROM pg_postmaster_start_time())::text"
 TRANSIENT_STATES = ("55P03", "40P01", "40001", "53300", "57P01", "57P02", "57P03")
 MOST_SCRIPT_BYTES = 64 * 1024 * 1024
+# What is kept of a script folder: scripts, and the data that migrations read beside them.
+KEPT_ENDINGS = (
+    ".py",
+    ".mako",
+    ".sql",
+    ".psql",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".xml",
+)
+# In kept scripts: where version folders that lay outside the script folder went, in the order of the ini file.
+LOCATIONS_FILE = "rollbackd-version-locations.json"
 
 
 class Refused(Exception):
@@ -41,11 +76,11 @@ class AsksQuestion(BaseException):
 class Channel:
     """JSON lines to the parent. A parent that died is ignored: what was begun is finished, and the database tells."""
 
-    def __init__(self, descriptor):
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lock = threading.Lock()
 
-    def send(self, **message):
+    def send(self, **message: Any) -> None:
         data = (json.dumps(message, default=str) + "\n").encode()
         with self._lock:
             while data:
@@ -55,25 +90,51 @@ class Channel:
                     return
 
 
+class Words(io.RawIOBase):
+    """What user code prints, on its way to stderr; a parent that died must not fail a migration that prints."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def write(self, data: Any) -> int:
+        left = bytes(data)
+        try:
+            while left:
+                left = left[os.write(2, left) :]
+        except OSError:
+            pass
+        return len(data)
+
+
 class Worker:
     """Answers requests about one Alembic environment."""
 
-    def __init__(self, channel):
+    config: Config
+    script: ScriptDirectory
+
+    def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.config = None
-        self.script = None
-        self.files = {}
+        self.ini = ""
+        self.files: dict[str, tuple[int, int]] = {}
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
-    def load(self, directory, ini, section, options, x, script_location=""):
+    def load(
+        self,
+        directory: str,
+        ini: str,
+        section: str,
+        options: dict[str, str],
+        x: list[str],
+        script_location: str = "",
+    ) -> Answer:
         """Load the scripts; everything that costs time happens here, before it is needed."""
-        try:
-            os.chdir(directory)
-        except OSError as error:
-            raise Refused(f"the migrations folder {directory} can't be entered: {error.strerror}") from None
-        if not os.path.isfile(ini):
-            raise Refused(f"{os.path.join(directory, ini)} isn't there: 'migrations.ini' names Alembic's ini file")
+        # `python -c` puts the current folder first; a project's own folder named alembic must not hide the package.
+        sys.path[:] = [path for path in sys.path if path]
+        sys.dont_write_bytecode = True
         try:
             import alembic
             import sqlalchemy
@@ -84,14 +145,43 @@ class Worker:
                 f"the interpreter {sys.executable} can't import {error.name}: 'migrations.python' must name the one that"
                 " runs the target's migrations"
             ) from None
-        self.config = Config(ini, ini_section=section, cmd_opts=argparse.Namespace(x=list(x)))
-        for name, value in options.items():
-            self.config.set_main_option(name, value.replace("%", "%%"))
-        if script_location:
-            self.config.set_main_option("script_location", script_location)
-        self.script = ScriptDirectory.from_config(self.config)
-        # Walking the map imports every script; an error in any of them shows now.
-        tuple(self.script.revision_map._revision_map)
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            raise Refused(f"the migrations folder {directory} can't be entered: {error.strerror}") from None
+        sys.path.append(os.getcwd())
+        self.ini = os.path.abspath(ini)
+        if not os.path.isfile(self.ini):
+            raise Refused(
+                f"{os.path.join(directory, ini)} isn't there: 'migrations.ini' names Alembic's ini file"
+            )
+        try:
+            self.config = Config(ini, ini_section=section, cmd_opts=argparse.Namespace(x=list(x)))
+            for name, value in options.items():
+                self.config.set_main_option(name, value.replace("%", "%%"))
+            if script_location:
+                self.config.set_main_option("script_location", script_location.replace("%", "%%"))
+            self.script = ScriptDirectory.from_config(self.config)
+            # User code may change the current folder; nothing here may depend on it.
+            self.script.dir = os.path.abspath(self.script.dir)
+            locations = os.path.join(script_location, LOCATIONS_FILE)
+            if script_location and os.path.isfile(locations):
+                with open(locations, "rb") as file:
+                    kept = json.loads(file.read())
+                self.script.version_locations = [os.path.join(script_location, place) for place in kept]
+            elif self.script.version_locations:
+                self.script.version_locations = [
+                    os.path.abspath(str(place)) for place in self.script._version_locations
+                ]
+                self.script.__dict__.pop("_version_locations", None)
+            # Walking the map imports every script; an error in any of them shows now.
+            tuple(self.script.revision_map._revision_map)
+        except (Exception, SystemExit) as error:
+            place = where_in_user_code(error)
+            raise Refused(
+                f"the migration scripts can't be loaded: {type(error).__name__}: {first_line(error)}"
+                + (f" (at {place})" if place else "")
+            ) from error
         self.files = self._stat_files()
         return {
             "python": f"{sys.executable} {sys.version.split()[0]}",
@@ -99,82 +189,112 @@ class Worker:
             "sqlalchemy": sqlalchemy.__version__,
         }
 
-    def is_current(self):
+    def is_current(self) -> Answer:
         """Whether no script changed since it was loaded."""
-        return {"current": self._stat_files() == self.files}
+        try:
+            return {"current": self._stat_files() == self.files}
+        except OSError:
+            return {"current": False}
 
-    def _script_files(self):
-        folders = [self.script.dir, *(self.script._version_locations or ())]
-        seen = {}
-        for folder in folders:
+    def _outside(self) -> list[str]:
+        """The version folders that lie outside the script folder."""
+        return [place for place in self._places() if not is_inside(place, self.script.dir)]
+
+    def _places(self) -> list[str]:
+        return [os.path.abspath(str(place)) for place in self.script._version_locations or ()]
+
+    def _script_files(self) -> list[tuple[str, str]]:
+        """Every file as (name that it is kept under, path), sorted; each file once."""
+        folders = [("", self.script.dir)]
+        folders += [(f".version-locations/{i}", place) for i, place in enumerate(self._outside())]
+        found: dict[str, str] = {}
+        for prefix, folder in folders:
             for base, subfolders, names in os.walk(folder):
-                subfolders[:] = sorted(s for s in subfolders if s != "__pycache__")
+                subfolders[:] = [
+                    s for s in subfolders if s != "__pycache__" and (not s.startswith(".") or not prefix)
+                ]
                 for name in names:
-                    if name.endswith((".py", ".mako", ".sql")):
-                        path = os.path.join(base, name)
-                        seen[os.path.realpath(path)] = path
-        return sorted(seen.values())
+                    path = os.path.join(base, name)
+                    if name.endswith(KEPT_ENDINGS) and name != LOCATIONS_FILE and os.path.isfile(path):
+                        found[os.path.join(prefix, os.path.relpath(path, folder))] = path
+        return sorted(found.items())
 
-    def _stat_files(self):
+    def _stat_files(self) -> dict[str, tuple[int, int]]:
         found = {}
-        for path in self._script_files():
+        for path in [self.ini, *(path for _, path in self._script_files())]:
             state = os.stat(path)
             found[path] = (state.st_mtime_ns, state.st_size)
         return found
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def describe(self):
+    def describe(self) -> Answer:
         """The revision graph and the digest of the scripts."""
-        revisions = []
-        for revision in self.script.walk_revisions():
-            revisions.append(
-                {
-                    "id": revision.revision,
-                    "down": list(revision._versioned_down_revisions),
-                    "depends_on": sorted(set(revision._normalized_resolved_dependencies)),
-                    "branch_labels": sorted(revision._orig_branch_labels),
-                    "title": (revision.doc or "").strip(),
-                }
-            )
+        revisions = [
+            {
+                "id": revision.revision,
+                "down": list(revision._versioned_down_revisions),
+                "depends_on": sorted(set(revision._normalized_resolved_dependencies)),
+                "branch_labels": sorted(revision._orig_branch_labels),
+                "title": revision.doc.strip(),
+            }
+            for revision in self.script.walk_revisions()
+        ]
         return {"revisions": revisions, "scripts_sha256": self._digest()}
 
-    def _digest(self):
+    def _digest(self) -> str:
         digest = hashlib.sha256()
-        for path in self._script_files():
+        for name, path in self._script_files():
             with open(path, "rb") as file:
                 content = file.read()
-            digest.update(f"{os.path.relpath(path, self.script.dir)}\0{len(content)}\0".encode())
+            digest.update(f"{name}\0{len(content)}\0".encode())
             digest.update(content)
         return digest.hexdigest()
 
-    def export(self):
+    def export(self) -> Answer:
         """The scripts themselves, so that a downgrade works when the release that holds them is gone."""
         files, total = {}, 0
-        for path in self._script_files():
-            relative = os.path.relpath(path, self.script.dir)
-            if relative.startswith(".."):
-                continue
+        for name, path in self._script_files():
             with open(path, "rb") as file:
                 content = file.read()
             total += len(content)
             if total > MOST_SCRIPT_BYTES:
                 raise Refused(f"the scripts are larger than {MOST_SCRIPT_BYTES} bytes, so they aren't kept")
-            files[relative] = base64.b64encode(content).decode()
+            files[name] = base64.b64encode(content).decode()
+        outside = self._outside()
+        if self.script.version_locations:
+            kept = [
+                f".version-locations/{outside.index(place)}"
+                if place in outside
+                else os.path.relpath(place, self.script.dir)
+                for place in self._places()
+            ]
+            files[LOCATIONS_FILE] = base64.b64encode(json.dumps(kept).encode()).decode()
         return {"files": files, "scripts_sha256": self._digest()}
 
-    def read(self, revisions):
+    def read(self, revisions: list[str]) -> Answer:
         """Read and render each revision's downgrade without a database."""
-        return {"revisions": [self._read_one(self.script.get_revision(r)) for r in revisions]}
+        return {"revisions": [self._read_one(self._revision(r)) for r in revisions]}
 
-    def _read_one(self, revision):
+    def _revision(self, revision_id: str) -> Script:
+        from alembic.util import CommandError
+
+        try:
+            found = self.script.get_revision(revision_id)
+        except CommandError as error:
+            raise Refused(f"revision {revision_id} has no script here: {first_line(error)}") from None
+        if not found or found.revision != revision_id:
+            raise Refused(f"revision {revision_id} has no script here")
+        return found
+
+    def _read_one(self, revision: Script) -> Answer:
         with open(revision.path, "rb") as file:
             source = file.read()
         functions = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
         downgrade, upgrade = functions.get("downgrade"), functions.get("upgrade")
         body = body_of(downgrade, functions)
         reachable = [node for f in reachable_from("downgrade", functions) for node in ast.walk(f)]
-        answer = {
+        answer: Answer = {
             "id": revision.revision,
             "downgrade": body,
             "upgrade_is_empty": upgrade is None or body_of(upgrade, functions) == "empty",
@@ -187,70 +307,84 @@ class Worker:
         if body == "written":
             try:
                 answer["statements"] = self._render(revision)
-            except (Exception, AsksQuestion) as error:
+            except (Exception, AsksQuestion, SystemExit) as error:  # noqa: BLE001 - user code
                 answer["failed"] = f"{type(error).__name__}: {first_line(error)}"
         return answer
 
-    def _render(self, revision):
+    def _render(self, revision: Script) -> list[str]:
         from alembic.operations import Operations
         from alembic.runtime.environment import EnvironmentContext
 
-        statements = []
+        statements: list[str] = []
         environment = EnvironmentContext(self.config, self.script, as_sql=True)
         with environment:
             environment.configure(dialect_name="postgresql", output_buffer=io.StringIO())
             context = environment.get_context()
-            context.impl.static_output = lambda text: statements.append(text.strip().rstrip(";"))
+            context.impl.static_output = lambda text: statements.append(text.strip().rstrip(";"))  # type: ignore[method-assign]
             with Operations.context(context):
                 revision.module.downgrade()
         return [s for s in statements if s and not s.startswith("--")]
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def environment(self):
+    def environment(self) -> Answer:
         """Run env.py without migrating anything, and say what it showed."""
-        seen = {}
+        seen: Answer = {}
 
-        def look(heads, context):
+        def look(heads: Sequence[str], context: MigrationContext) -> Iterable[Any]:
             seen.update(
                 heads=sorted(heads),
                 version_table=context.version_table,
                 version_table_schema=context.version_table_schema or "",
                 transaction_per_migration=bool(context._transaction_per_migration),
-                driver=context.dialect.driver if context.dialect else "",
+                driver=context.dialect.driver,
             )
             return ()
 
-        self._run_env(look, self._guard_nothing, dont_mutate=True)
+        self._run_env(look, self._require_postgresql)
         if not seen:
             raise Refused("env.py never called context.run_migrations(), so it migrates nothing")
         return seen
 
-    def downgrade(self, revisions, from_heads, to_heads, run, identity, lock_timeout_s, statement_timeout_s, lock_wait_s):
+    def downgrade(  # noqa: PLR0913, PLR0917 - a request, its fields by name
+        self,
+        revisions: list[str],
+        from_heads: list[str],
+        to_heads: list[str],
+        run: str,
+        identity: dict[str, Any],
+        lock_timeout_s: float,
+        statement_timeout_s: float,
+        lock_wait_s: float,
+    ) -> Answer:
         """Take off these revisions on the connection that env.py opens."""
         from alembic.runtime.migration import MigrationStep
 
         began = time.monotonic()
-        counted = {"statements": 0, "marker": False, "ran": False}
+        counted = {"statements": 0, "marker": False}
+        guarded: list[Connection] = []
+        ran: list[bool] = []
+        scripts = [self._revision(revision_id) for revision_id in revisions]
 
-        def steps(heads, context):
+        def steps(heads: Sequence[str], context: MigrationContext) -> Iterator[Any]:
+            if not any(context.connection is connection for connection in guarded):
+                raise Refused("env.py migrates on a connection that it didn't configure: nothing was changed")
             if set(heads) != set(from_heads):
                 raise Refused(
                     f"the version table says {', '.join(sorted(heads)) or 'base'}, the plan begins at"
-                    f" {', '.join(from_heads) or 'base'}: nothing was changed"
+                    f" {', '.join(sorted(from_heads)) or 'base'}: nothing was changed"
                 )
-            if context.dialect.name != "postgresql":
-                raise Refused(f"env.py connects to {context.dialect.name}; only PostgreSQL is supported")
-            counted["ran"] = True
-            for revision_id in revisions:
-                self.channel.send(type="revision", revision=revision_id)
-                yield MigrationStep.downgrade_from_script(self.script.revision_map, self.script.get_revision(revision_id))
+            ran.append(True)
+            for script in scripts:
+                self.channel.send(type="revision", revision=script.revision)
+                yield MigrationStep.downgrade_from_script(self.script.revision_map, script)
 
-        def guard(connection, options):
+        def guard(connection: Connection, options: dict[str, Any]) -> None:
             was_in_transaction = connection.in_transaction()
+            self._require_postgresql(connection, options)
             self._require_identity(connection, identity)
             settings = {
-                "application_name": f"rollbackd {run}",
+                "application_name": f"rollbackd {run}"[:63],
                 "lock_timeout": f"{int(lock_timeout_s * 1000)}",
                 "statement_timeout": f"{int(statement_timeout_s * 1000)}",
                 "row_security": "off",
@@ -259,17 +393,21 @@ class Worker:
                 # Without it a backend works on for a client that is dead.
                 settings["client_connection_check_interval"] = "1000"
             for name, value in settings.items():
-                connection.exec_driver_sql(f"SET {name} = '{value}'")
+                connection.exec_driver_sql("SET {} = '{}'".format(name, value.replace("'", "''")))
             self._take_lock(connection, lock_wait_s)
-            if not was_in_transaction:
-                connection.commit()
-            listen_to_statements(connection, self.channel, counted)
+            # Connections of SQLAlchemy 1.4 have no commit(), and no transaction of their own to end.
+            commit = getattr(connection, "commit", None)
+            if commit is not None and not was_in_transaction:
+                commit()
+            if not any(connection is known for known in guarded):
+                guarded.append(connection)
+                listen_to_statements(connection, self.channel, counted)
             apply = options.get("on_version_apply") or ()
             own = tuple(apply) if isinstance(apply, (list, tuple, set)) else (apply,)
             options["on_version_apply"] = (*own, self._mark(connection, run, counted))
 
         self._run_env(steps, guard, destination=",".join(to_heads))
-        if not counted["ran"]:
+        if not ran:
             raise Refused("env.py never called context.run_migrations(), so nothing was downgraded")
         return {
             "statements": counted["statements"],
@@ -277,49 +415,73 @@ class Worker:
             "seconds": round(time.monotonic() - began, 6),
         }
 
-    def _run_env(self, steps, guard, destination="", **options):
+    def _run_env(
+        self,
+        steps: Callable[..., Iterable[Any]],
+        guard: Callable[[Connection, dict[str, Any]], None],
+        destination: str = "",
+    ) -> None:
         from alembic.runtime.environment import EnvironmentContext
 
+        # dont_mutate: without it Alembic makes a missing version table before anybody can object.
         environment = EnvironmentContext(
-            self.config, self.script, fn=steps, as_sql=False, destination_rev=destination, tag=None, **options
+            self.config,
+            self.script,
+            fn=steps,
+            as_sql=False,
+            destination_rev=destination,
+            tag=None,
+            dont_mutate=True,
         )
         original = environment.configure
 
-        def configure(connection=None, *args, **kw):
+        def configure(connection: Connection | None = None, *args: Any, **kw: Any) -> None:
             if connection is not None:
                 guard(connection, kw)
             original(connection, *args, **kw)
 
-        environment.configure = configure
+        environment.configure = configure  # type: ignore[method-assign]
         with environment:
             self.script.run_env()
 
-    def _guard_nothing(self, connection, options):
+    def _require_postgresql(self, connection: Connection, options: dict[str, Any]) -> None:
         if connection.dialect.name != "postgresql":
             raise Refused(f"env.py connects to {connection.dialect.name}; only PostgreSQL is supported")
 
-    def _require_identity(self, connection, identity):
-        row = connection.exec_driver_sql(
-            "SELECT d.datname, d.oid::bigint, (SELECT system_identifier::text FROM pg_control_system())"
+    def _require_identity(self, connection: Connection, identity: dict[str, Any]) -> None:
+        name, oid, readable = connection.exec_driver_sql(
+            "SELECT d.datname, d.oid::bigint, has_function_privilege('pg_control_system()', 'EXECUTE')"
             " FROM pg_database d WHERE d.datname = current_database()"
         ).one()
-        if (row[1], row[2]) != (identity["oid"], identity["system_identifier"]):
+        expected = identity["system_identifier"]
+        if expected.startswith(STARTED):
+            query = START_IDENTITY
+        elif readable:
+            query = "SELECT system_identifier::text FROM pg_control_system()"
+        else:
             raise Refused(
-                f"env.py connects to database {row[0]} of another server or name than the guarded {identity['database']}:"
+                "the role that env.py connects as may not call pg_control_system(), so which server it meets can't be told:"
+                " grant EXECUTE on that function to it"
+            )
+        if (oid, connection.exec_driver_sql(query).scalar()) != (identity["oid"], expected):
+            raise Refused(
+                f"env.py connects to database {name} of another server or name than the guarded {identity['database']}:"
                 " nothing was changed; see 'migrations.url' in the configuration"
             )
 
-    def _take_lock(self, connection, wait_s):
+    def _take_lock(self, connection: Connection, wait_s: float) -> None:
         until = time.monotonic() + wait_s
         while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({LOCK_KEY})").scalar():
             if time.monotonic() >= until:
-                raise Transient(f"another rollbackd session migrates this database; waited {wait_s:g} s for its lock")
+                raise Transient(
+                    f"another rollbackd session migrates this database; waited {wait_s:g} s for its lock"
+                )
             time.sleep(0.1)
 
-    def _mark(self, connection, run, counted):
+    def _mark(self, connection: Connection, run: str, counted: dict[str, Any]) -> Callable[..., None]:
         """A callback that commits a marker together with the version row: the comment of the version table."""
 
-        def mark(ctx, step, heads, run_args, **kw):
+        def mark(ctx: Any, step: Any, heads: Any, run_args: Any, **kw: Any) -> None:
             import sqlalchemy
             from sqlalchemy.schema import SetTableComment
 
@@ -335,7 +497,9 @@ class Worker:
             if found is not None and found[0]:
                 kept = [line for line in (found[1] or "").splitlines() if not line.startswith(MARKER)]
                 comment = "\n".join([*kept, f"{MARKER} {run} took off {', '.join(step.up_revision_ids)}"])
-                table = sqlalchemy.Table(version.name, sqlalchemy.MetaData(), schema=version.schema, comment=comment)
+                table = sqlalchemy.Table(
+                    version.name, sqlalchemy.MetaData(), schema=version.schema, comment=comment
+                )
                 connection.execute(SetTableComment(table))
                 counted["marker"] = True
             self.channel.send(type="taken_off", revision=", ".join(step.up_revision_ids), heads=sorted(heads))
@@ -343,12 +507,14 @@ class Worker:
         return mark
 
 
-def listen_to_statements(connection, channel, counted):
+def listen_to_statements(connection: Connection, channel: Channel, counted: dict[str, Any]) -> None:
     """Stream each statement to the parent as it is executed."""
     from sqlalchemy import event
 
     @event.listens_for(connection, "before_cursor_execute")
-    def executed(conn, cursor, statement, parameters, context, executemany):
+    def executed(
+        conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
         counted["statements"] += 1
         channel.send(type="statement", text=" ".join(statement.split())[:4000])
 
@@ -356,9 +522,10 @@ def listen_to_statements(connection, channel, counted):
 # -- reading source -----------------------------------------------------------------------------------------------------
 
 
-def reachable_from(name, functions):
+def reachable_from(name: str, functions: Functions) -> list[ast.FunctionDef]:
     """The function and those of the same file that it calls, each once."""
-    found, waiting = [], [name]
+    found: list[ast.FunctionDef] = []
+    waiting = [name]
     while waiting:
         function = functions.get(waiting.pop())
         if function is None or function in found:
@@ -370,7 +537,7 @@ def reachable_from(name, functions):
     return found
 
 
-def body_of(function, functions):
+def body_of(function: ast.FunctionDef | None, functions: Functions) -> str:
     """`missing`, `empty`, `raises`, `asks` or `written`."""
     if function is None:
         return "missing"
@@ -386,7 +553,11 @@ def body_of(function, functions):
     return "written"
 
 
-def is_idle(statement):
+def is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([os.path.realpath(path), os.path.realpath(folder)]) == os.path.realpath(folder)
+
+
+def is_idle(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Pass):
         return True
     if isinstance(statement, ast.Return):
@@ -394,7 +565,7 @@ def is_idle(statement):
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def reason_to_stand_alone(nodes):
+def reason_to_stand_alone(nodes: list[ast.AST]) -> str:
     """Why it can't share a transaction, read from the source; empty where it can."""
     for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr == "autocommit_block":
@@ -411,16 +582,18 @@ def reason_to_stand_alone(nodes):
     return ""
 
 
-def literal_calls(nodes):
+def literal_calls(nodes: list[ast.AST]) -> list[dict[str, str]]:
     """`op.drop_table("t")`, `op.drop_column("t", "c")` and the like, as far as the arguments are literals."""
     calls = []
     for node in nodes:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         literals = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        schema = [k.value.value for k in node.keywords if k.arg == "schema" and isinstance(k.value, ast.Constant)]
+        schema = [
+            k.value.value for k in node.keywords if k.arg == "schema" and isinstance(k.value, ast.Constant)
+        ]
         if node.func.attr in ("drop_table", "drop_column") and literals:
-            table = ".".join([*(s for s in schema if s), literals[0]])
+            table = ".".join([*(str(s) for s in schema if s), literals[0]])
             column = literals[1] if node.func.attr == "drop_column" and len(literals) > 1 else ""
             calls.append({"name": node.func.attr, "table": table, "column": column})
     return calls
@@ -429,24 +602,26 @@ def literal_calls(nodes):
 # -- errors -------------------------------------------------------------------------------------------------------------
 
 
-def first_line(error):
+def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return redact(text.splitlines()[0])
 
 
-def redact(text):
+def redact(text: str) -> str:
     """No password of any URL leaves the worker."""
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
-def where_in_user_code(error):
+def where_in_user_code(error: BaseException) -> str:
     """The last frame that lies in the user's own files, as `file:line`."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isabs(f.filename)]
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
+    own = [
+        f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)
+    ]
     return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
 
 
-def describe_error(error):
+def describe_error(error: BaseException) -> tuple[str, str]:
     """The kind and the sentence for what went wrong."""
     if isinstance(error, Refused):
         return "refused", str(error)
@@ -457,7 +632,8 @@ def describe_error(error):
         return "refused", f"the migration asks a question (input() at {place}), so it can't run unattended"
     if isinstance(error, SystemExit):
         return "refused", f"env.py or a migration called sys.exit() at {where_in_user_code(error)}"
-    origin, state = error, ""
+    origin: BaseException | None = error
+    state = ""
     while origin is not None and not state:
         driver_error = getattr(origin, "orig", None) or origin
         state = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None) or ""
@@ -473,7 +649,7 @@ def describe_error(error):
     return "refused" if place.startswith("env.py") else "permanent", sentence
 
 
-def main(requests):
+def main(requests: BinaryIO) -> None:
     protocol_out = os.dup(1)
     channel = Channel(protocol_out)
     # User code gets an empty stdin, and what it prints goes to stderr: neither can touch the protocol.
@@ -481,9 +657,11 @@ def main(requests):
     os.dup2(null, 0)
     os.dup2(2, 1)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stderr
+    sys.stdout = sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(Words()), encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
 
-    def asked(prompt=""):
+    def asked(prompt: object = "") -> str:
         raise AsksQuestion(str(prompt))
 
     builtins.input = asked
@@ -493,7 +671,7 @@ def main(requests):
         number, name = request.pop("id"), request.pop("do")
         try:
             answer = getattr(worker, name)(**request)
-        except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
+        except BaseException as error:  # user code may raise anything, SystemExit included
             if isinstance(error, KeyboardInterrupt):
                 raise
             kind, message = describe_error(error)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rollbackd.adapters.worker.child import redact
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError, TransientError
 
 # The child's source is the first line it reads, so that `python` may be a command that runs in a container.
@@ -64,7 +65,11 @@ class WorkerProcess:
             ) from None
         worker = cls(process, python[0])
         source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
-        await worker._write(json.dumps(source))
+        try:
+            await worker._write(json.dumps(source))
+        except BaseException:
+            await worker.kill()
+            raise
         return worker
 
     @property
@@ -72,7 +77,9 @@ class WorkerProcess:
         """Whether the child still runs."""
         return self._process.returncode is None
 
-    async def ask(self, do: str, timeout_s: float, on_message: MessageSink | None = None, **request: Any) -> Any:
+    async def ask(
+        self, do: str, timeout_s: float, on_message: MessageSink | None = None, **request: Any
+    ) -> Any:
         """Send one request and wait for its answer.
 
         Raises:
@@ -83,41 +90,58 @@ class WorkerProcess:
             self._requests += 1
             number = self._requests
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(timeout_s) as deadline:
                     await self._write(json.dumps({"id": number, "do": do, **request}))
-                    return await self._answer(number, on_message)
-            except TimeoutError:
+                    message = await self._answer(number, on_message)
+            except BaseException as error:
+                # Whatever stops us from listening, nobody would hear what it does from here on.
                 await self.kill()
-                raise TransientError(f"the migration worker took longer than {timeout_s:g} s for '{do}' and was ended") from None
-            except asyncio.CancelledError:
-                await self.kill()
+                if isinstance(error, TimeoutError) and deadline.expired():
+                    raise TransientError(
+                        f"the migration worker took longer than {timeout_s:g} s for '{do}' and was ended"
+                    ) from None
                 raise
+        if message["type"] == "error":
+            raise KINDS[message["kind"]](message["message"])
+        return message["answer"]
 
-    async def _answer(self, number: int, on_message: MessageSink | None) -> Any:
+    async def _answer(self, number: int, on_message: MessageSink | None) -> dict[str, Any]:
         assert self._process.stdout is not None
         while True:
-            line = await self._process.stdout.readline()
-            if not line:
-                await self._process.wait()
-                raise self._death()
             try:
-                message = json.loads(line)
+                line = await self._process.stdout.readline()
+                message = json.loads(line) if line else None
             except ValueError:
-                raise PermanentError("the migration worker's answer is no JSON; something writes to its stdout") from None
-            if message.get("id") != number:
-                if on_message is not None:
-                    await on_message(message)
-            elif message["type"] == "error":
-                raise KINDS[message["kind"]](message["message"])
-            else:
-                return message["answer"]
+                raise self._not_the_worker() from None
+            if message is None:
+                await self._last_words()
+                raise self._death()
+            if not isinstance(message, dict) or "type" not in message:
+                raise self._not_the_worker()
+            if message.get("id") == number:
+                return message
+            if on_message is not None:
+                await on_message(message)
+
+    def _not_the_worker(self) -> RollbackdError:
+        return RefusedError(
+            f"'{self._name}' doesn't answer as the migration worker: 'migrations.python' must name a Python interpreter, or"
+            " a command that ends in one and writes nothing of its own to stdout"
+        )
+
+    async def _last_words(self) -> None:
+        await self._process.wait()
+        # Something that it started may hold its stderr open; its own words are there by then.
+        await asyncio.wait([self._stderr_task], timeout=1)
 
     def _death(self) -> RollbackdError:
         code = self._process.returncode
-        last = self._stderr[-1] if self._stderr else "nothing on its stderr"
+        last = redact(self._stderr[-1]) if self._stderr else "nothing on its stderr"
         if code is not None and code < 0:
             return TransientError(f"the migration worker was killed by signal {-code}; last words: {last}")
-        return RefusedError(f"'{self._name}' ended with exit code {code} before it answered; last words: {last}")
+        return RefusedError(
+            f"'{self._name}' ended with exit code {code} before it answered; last words: {last}"
+        )
 
     async def _write(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -125,8 +149,7 @@ class WorkerProcess:
             self._process.stdin.write(line.encode() + b"\n")
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
-            await self._process.wait()
-            await asyncio.wait([self._stderr_task], timeout=1)
+            await self._last_words()
             raise self._death() from None
 
     async def _drain_stderr(self) -> None:

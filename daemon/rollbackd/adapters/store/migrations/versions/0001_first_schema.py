@@ -12,7 +12,7 @@ branch_labels = None
 depends_on = None
 
 
-def upgrade():
+def upgrade() -> None:
     op.create_table(
         "approval",
         sa.Column("run", sa.String(), nullable=False),
@@ -213,7 +213,7 @@ def upgrade():
     op.create_index(op.f("ix_transition_run"), "transition", ["run"], unique=False)
 
 
-def downgrade():
+def downgrade() -> None:
     op.drop_index(op.f("ix_transition_run"), table_name="transition")
     op.drop_table("transition")
     op.drop_table("total")

@@ -1,0 +1,103 @@
+"""Wiring: from a configuration to the parts, each knowing only the ports it was given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from rollbackd.adapters.announcements import WebhookAnnouncer
+from rollbackd.adapters.backup.backups import TargetBackups
+from rollbackd.adapters.commands import CommandApplication
+from rollbackd.adapters.postgres.reader import PostgresReader
+from rollbackd.adapters.probes import HttpProber
+from rollbackd.adapters.store.sqlite import SqliteStore
+from rollbackd.adapters.worker.alembic import AlembicWorker
+from rollbackd.app.clock import SystemClock
+from rollbackd.app.configuration import Configuration
+from rollbackd.settings import Target
+from rollbackd.workflow.deciding import Deciding
+from rollbackd.workflow.engine import Engine
+from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.operations import Operations
+from rollbackd.workflow.pipeline import Pipeline
+from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.reporting import Reporting
+from rollbackd.workflow.runs import Runs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that was wired."""
+
+    configuration: Configuration
+    store: SqliteStore
+    clock: SystemClock
+    happenings: Happenings
+    guarded: dict[str, Guarded]
+    engine: Engine
+    runs: Runs
+    operations: Operations
+    pipeline: Pipeline
+    reporting: Reporting
+    prober: HttpProber
+
+    async def close(self) -> None:
+        """Close what holds connections or children; the store last."""
+        for guarded in self.guarded.values():
+            await guarded.worker.close()
+            await guarded.database.close()
+        await self.prober.close()
+        await self.store.close()
+
+
+def store_directory(configuration: Configuration) -> Path:
+    """Where the store is; a relative folder is beside the configuration."""
+    return configuration.folder / configuration.settings.store.directory
+
+
+def socket_path(configuration: Configuration) -> Path:
+    """Where the daemon listens for local people."""
+    return store_directory(configuration) / "rollbackd.sock"
+
+
+def compose(configuration: Configuration, store: SqliteStore, happenings: Happenings) -> Parts:
+    """Wire everything. Nothing is started and nothing is asked yet."""
+    settings = configuration.settings
+    clock = SystemClock()
+    prober = HttpProber()
+    kept = store_directory(configuration) / "scripts"
+    guarded = {t.name: _guard(t, store.store_id, clock, prober, kept) for t in settings.targets}
+    planners = {name: Planner(one) for name, one in guarded.items()}
+    announcer = WebhookAnnouncer(settings.notify)
+    engine = Engine(store, clock, guarded, happenings)
+    runs = Runs(store, clock, engine, guarded, announcer, happenings)
+    operations = Operations(store, clock, guarded, planners, runs, happenings)
+    deciding = Deciding(configuration.matrix, store, clock, guarded, planners, runs, announcer, happenings)
+    pipeline = Pipeline(store, clock, guarded, planners, deciding, operations, happenings)
+    return Parts(
+        configuration=configuration,
+        store=store,
+        clock=clock,
+        happenings=happenings,
+        guarded=guarded,
+        engine=engine,
+        runs=runs,
+        operations=operations,
+        pipeline=pipeline,
+        reporting=Reporting(store, clock, guarded),
+        prober=prober,
+    )
+
+
+def _guard(target: Target, store_id: str, clock: SystemClock, prober: HttpProber, kept: Path) -> Guarded:
+    url = make_url(target.database.url)
+    return Guarded(
+        settings=target,
+        database_key=f"{url.host or 'localhost'}:{url.port or 5432}/{url.database}",
+        database=PostgresReader(target),
+        worker=AlembicWorker(target, kept),
+        backups=TargetBackups(target, store_id, clock),
+        application=CommandApplication(target.deployment),
+        prober=prober,
+    )

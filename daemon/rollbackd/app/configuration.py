@@ -1,0 +1,191 @@
+"""Reading the configuration: TOML to settings, and every fault that can be seen without asking the world."""
+
+import re
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from rollbackd.adapters.secrets import read_secret
+from rollbackd.app.decoding import decode_all
+from rollbackd.core.matrix import Matrix, load_matrix
+from rollbackd.errors import ConfigurationError
+from rollbackd.intake.authentication import prepare_secret
+from rollbackd.intake.hooks import Hook, load_hook
+from rollbackd.resources import resource
+from rollbackd.settings import Settings, Target
+
+DEFAULT_PATH = Path("/etc/rollbackd/rollbackd.toml")
+LoadedHooks = dict[str, tuple[Hook, tuple[bytes, ...]]]
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings with what they refer to: the proved matrix and the proved hooks."""
+
+    settings: Settings
+    matrix: Matrix
+    folder: Path
+
+
+def load_configuration(path: Path) -> Configuration:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigurationError: with every fault found, each with its path and what would be right.
+    """
+    settings = load_settings(path)
+    return Configuration(settings=settings, matrix=load_configured_matrix(settings, path.parent), folder=path.parent)
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the TOML alone, strictly; see `load_configuration`."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError([f"{path}: can't be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"{path}: is no TOML: {error}"]) from None
+    problems: list[str] = []
+    settings = decode_all(document, Settings, "", problems)
+    if settings is not None:
+        problems += _cross_checks(settings)
+    if problems:
+        raise ConfigurationError(problems)
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def load_configured_matrix(settings: Settings, folder: Path) -> Matrix:
+    """Load and prove the configured matrix, or the shipped one."""
+    path = folder / settings.matrix if settings.matrix else resource("config", "decision-matrix.toml")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError([f"matrix: {path} can't be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"matrix: {path} is no TOML: {error}"]) from None
+    return load_matrix(document, path.name)
+
+
+def load_hooks(configuration: Configuration) -> LoadedHooks:
+    """Load, prove and key every configured hook.
+
+    Raises:
+        ConfigurationError: with every fault of every hook.
+    """
+    problems: list[str] = []
+    loaded: LoadedHooks = {}
+    for name, settings in configuration.settings.hooks.items():
+        path = configuration.folder / settings.file if settings.file else resource("hooks", f"{name}.toml")
+        try:
+            hook = load_hook(name, path)
+        except ConfigurationError as error:
+            problems += error.problems
+            continue
+        secrets = []
+        for index, reference in enumerate(settings.secrets):
+            try:
+                secrets.append(prepare_secret(hook.file.authentication, read_secret(reference)))
+            except ConfigurationError as error:
+                problems += [f"hooks.{name}.secrets[{index}]: {problem}" for problem in error.problems]
+            except ValueError as error:
+                problems.append(f"hooks.{name}.secrets[{index}]: {error}")
+        loaded[name] = (hook, tuple(secrets))
+    if problems:
+        raise ConfigurationError(problems)
+    return loaded
+
+
+def _cross_checks(settings: Settings) -> list[str]:
+    problems: list[str] = []
+    if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", settings.server.listen):
+        problems.append('server.listen: an address and a port are expected, as in "127.0.0.1:8765"')
+    for name, hook in settings.hooks.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+            problems.append(f"hooks.{name}: a hook's name is part of a URL: small letters, digits, - and _")
+        if not hook.secrets:
+            problems.append(f"hooks.{name}.secrets: at least one is needed; nothing unauthenticated is taken")
+    if not settings.targets:
+        problems.append("targets: at least one [[targets]] is needed")
+    seen: set[str] = set()
+    for index, target in enumerate(settings.targets):
+        path = f"targets[{index}]"
+        if target.name in seen:
+            problems.append(f"{path}.name: {target.name!r} is taken by another target")
+        seen.add(target.name)
+        problems += [f"{path}.{problem}" for problem in _target_checks(target)]
+    return problems
+
+
+def _target_checks(target: Target) -> list[str]:
+    problems: list[str] = []
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", target.name):
+        problems.append("name: letters, digits, '-', '_' and '.' are allowed; it names folders and metrics")
+    problems += _url_checks(target.database.url, "database.url")
+    if target.scratch.url:
+        problems += _url_checks(target.scratch.url, "scratch.url")
+    migrations = target.migrations
+    if not migrations.python:
+        problems.append('migrations.python: the interpreter of the migrations is needed, as in ["/srv/shop/venv/bin/python"]')
+    if migrations.url not in ("own", "option") and not re.fullmatch(r"environment:[A-Za-z_]\w*", migrations.url):
+        problems.append('migrations.url: "own", "option" or "environment:NAME"')
+    if not Path(migrations.directory).is_absolute():
+        problems.append(f"migrations.directory: {migrations.directory!r} must be an absolute path")
+    if target.backup.directory and not Path(target.backup.directory).is_absolute():
+        problems.append(f"backup.directory: {target.backup.directory!r} must be an absolute path")
+    if not target.backs_up:
+        problems.append("backup: set 'directory' (pg_dump) or 'command' (a reference); nothing is rolled back without a backup")
+    if not re.fullmatch(r"(gzip|lz4|zstd):\d{1,2}|none", target.backup.compression):
+        problems.append('backup.compression: "gzip:1", "lz4:1", "zstd:3" or "none"')
+    policy = target.policy
+    if not 0 <= policy.backup_level <= 5:
+        problems.append("policy.backup_level: from 0 to 5; L4 is a restored backup with the counts of its own snapshot")
+    elif policy.backup_level > 2 and not (target.backup.command or target.scratch.url or target.scratch.same_server):
+        problems.append(
+            f"policy.backup_level: L{policy.backup_level} needs a place to restore: set 'scratch.url', or allow the guarded"
+            " server with 'scratch.same_server = true'"
+        )
+    for name, count in (("max_rollbacks_a_day", policy.max_rollbacks_a_day), ("backup_level", policy.backup_level)):
+        if count < 0:
+            problems.append(f"policy.{name}: can't be negative")
+    for index, freeze in enumerate(policy.freeze):
+        try:
+            since, until = datetime.fromisoformat(freeze.since), datetime.fromisoformat(freeze.until)
+            if since.tzinfo is None or until.tzinfo is None:
+                problems.append(f"policy.freeze[{index}]: times need a zone, as in 2026-12-24T00:00:00Z")
+            elif since >= until:
+                problems.append(f"policy.freeze[{index}]: ends before it begins")
+        except ValueError:
+            problems.append(f"policy.freeze[{index}]: times are written as 2026-12-24T00:00:00Z")
+    names = [probe.name for probe in target.probes]
+    for index, probe in enumerate(target.probes):
+        parts = urlsplit(probe.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            problems.append(f"probes[{index}].url: an http or https URL is expected")
+        if names.count(probe.name) > 1:
+            problems.append(f"probes[{index}].name: {probe.name!r} stands twice")
+        if probe.failures < 1 or probe.successes < 1:
+            problems.append(f"probes[{index}]: 'failures' and 'successes' count from 1")
+    for name in ("stop", "start"):
+        command = getattr(target.deployment, name)
+        if command is not None and not (command.command and command.done_when):
+            problems.append(f"deployment.{name}: 'command' does it and 'done_when' looks whether it is done; both are needed")
+    return problems
+
+
+def _url_checks(text: str, path: str) -> list[str]:
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        return [f"{path}: a URL is expected, as in postgresql://role@host:5432/database"]
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        return [f"{path}: {url.get_backend_name()} isn't supported: up to now, rollbackd guards PostgreSQL alone"]
+    if url.password is not None:
+        return [f"{path}: holds a password; put it in a file and refer to it: password = \"file:/path\""]
+    if not url.database or not url.username:
+        return [f"{path}: role and database are needed, as in postgresql://role@host:5432/database"]
+    return []

@@ -1,0 +1,179 @@
+"""The daemon: starts the parts in order, keeps house, and stops them in order."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from rollbackd import __version__
+from rollbackd.adapters.metrics import Metrics
+from rollbackd.adapters.store.sqlite import SqliteStore
+from rollbackd.app.composition import Parts, compose, socket_path, store_directory
+from rollbackd.app.configuration import load_configuration, load_hooks
+from rollbackd.app.logs import set_up_logs
+from rollbackd.errors import RollbackdError
+from rollbackd.intake.api import Api
+from rollbackd.intake.deliveries import Deliveries
+from rollbackd.intake.server import HttpServer
+from rollbackd.workflow.documenting import document_state
+from rollbackd.workflow.happenings import Happenings, Listener
+
+KEEP_HOUSE_EVERY_S = 5.0
+PRUNE_EVERY_S = 3600.0
+DOCUMENT_AT_ONCE = 4
+log = structlog.get_logger()
+
+
+async def serve(
+    path: Path, *, listener: Listener | None = None, on_ready: Callable[[int], None] | None = None
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Args:
+        listener: told everything that happens, before the metrics are.
+        on_ready: called with the TCP port once everything listens.
+
+    Raises:
+        ConfigurationError: before anything is started, with every problem.
+        RefusedError: when the store or the address is taken.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    configuration = load_configuration(path)
+    hooks = load_hooks(configuration)
+    settings = configuration.settings
+    set_up_logs(settings.logging)
+    store = await SqliteStore.open_writing(
+        store_directory(configuration), most_waiting=settings.server.max_waiting_deliveries
+    )
+    happenings = Happenings()
+    if listener is not None:
+        happenings.listen(listener)
+    rows = {row.name: str(row.action) for row in configuration.matrix.rows}
+    metrics = Metrics(settings.targets, tuple(hooks), rows)
+    metrics.restore(await store.totals())
+    happenings.listen(metrics.listen)
+    parts = compose(configuration, store, happenings)
+    deliveries = Deliveries(hooks, store, parts.clock, happenings, parts.pipeline.wake, settings.server.max_body_bytes)
+    api = Api(settings, store, parts.operations, parts.reporting, parts.engine, parts.pipeline)
+
+    async def ready() -> list[str]:
+        return [] if not stopping.is_set() else ["stopping"]
+
+    server = HttpServer(settings.server, deliveries, api, metrics.text, ready, socket_path(configuration))
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await parts.engine.recover()
+        await parts.runs.recover()
+        tasks = [
+            asyncio.create_task(parts.pipeline.run(), name="pipeline"),
+            asyncio.create_task(_keep_house(parts, metrics), name="house"),
+            asyncio.create_task(_document_all(parts), name="documenting"),
+        ]
+        await server.start()
+        log.info("daemon_started", version=__version__, port=server.port, targets=len(settings.targets), pid=os.getpid())
+        notify_systemd("READY=1")
+        if on_ready is not None:
+            on_ready(server.port)
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait([stopped, tasks[0]], return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        stopping.set()
+        log.info("daemon_stopping")
+        notify_systemd("STOPPING=1")
+        await server.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await parts.pipeline.stop()
+        await parts.engine.stop()
+        with contextlib.suppress(RollbackdError):
+            await store.add_totals(metrics.flush())
+        await parts.close()
+        log.info("daemon_stopped")
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd how we are, where it listens (sd_notify(3)); elsewhere nothing happens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        notifier.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+async def _document_all(parts: Parts) -> None:
+    """Document every target once, and sweep what a crash left, a few at a time."""
+    turns = asyncio.Semaphore(DOCUMENT_AT_ONCE)
+
+    async def one(name: str) -> None:
+        guarded = parts.guarded[name]
+        async with turns:
+            try:
+                swept = await guarded.backups.sweep()
+                if swept:
+                    log.info("leftovers_swept", target=name, names=swept)
+                await document_state(guarded, parts.store, parts.clock)
+            except RollbackdError as error:
+                log.warning("documenting_failed", target=name, error=str(error))
+            finally:
+                watched = any(d.target == name for d in await parts.store.watched_deployments())
+                if not watched:
+                    await guarded.database.close()
+
+    await asyncio.gather(*(one(name) for name in parts.guarded))
+
+
+async def _keep_house(parts: Parts, metrics: Metrics) -> None:
+    """Totals to disk, gauges, expired approvals, retention."""
+    pruned_at = float("-inf")
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            await parts.runs.expire()
+            await _refresh(parts, metrics)
+            if loop.time() - pruned_at >= PRUNE_EVERY_S:
+                pruned_at = loop.time()
+                await _prune(parts)
+        except RollbackdError as error:
+            log.warning("housekeeping_failed", error=str(error))
+        await asyncio.sleep(KEEP_HOUSE_EVERY_S)
+
+
+async def _refresh(parts: Parts, metrics: Metrics) -> None:
+    counts: dict[tuple[str, str], int] = {}
+    for run in await parts.store.unfinished_runs():
+        counts[run.target, str(run.state)] = counts.get((run.target, str(run.state)), 0) + 1
+    metrics.set_runs(counts)
+    metrics.set_watched({d.target for d in await parts.store.watched_deployments()})
+    metrics.queue.set(parts.store.waiting())
+    for name in parts.guarded:
+        proved = [b for b in await parts.store.backups(name, 10) if b.level >= 2 and not b.tables and b.removed_at is None]
+        if proved:
+            metrics.set_backup(name, proved[0].created_at.timestamp(), proved[0].size_bytes, proved[0].level)
+    totals = metrics.flush()
+    if totals:
+        await parts.store.add_totals(totals)
+
+
+async def _prune(parts: Parts) -> None:
+    now, settings = parts.clock.now(), parts.configuration.settings.store
+    pruned = await parts.store.prune(
+        now - timedelta(seconds=settings.keep_deliveries), now - timedelta(seconds=settings.keep_measurements)
+    )
+    in_use = {str(r.evidence.get("backup")) for run in await parts.store.unfinished_runs() for r in await parts.store.journal_of(run.id)}
+    for guarded in parts.guarded.values():
+        known = await parts.store.backups(guarded.name, 1000)
+        for removed in await guarded.backups.prune([b for b in known if b.id not in in_use and b.removed_at is None]):
+            await parts.store.save_backup(removed)
+    log.info("pruned", **pruned)

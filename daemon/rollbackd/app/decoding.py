@@ -1,0 +1,69 @@
+"""Decoding a TOML document into frozen settings, strictly, and naming every fault at once with its path."""
+
+import difflib
+import types
+import typing
+from typing import Any
+
+import msgspec
+
+from rollbackd.settings import Duration, SecretReference
+
+
+def decode_all(document: Any, kind: type, path: str, problems: list[str]) -> Any:
+    """Decode as `kind`; every fault is added to `problems` as `path: what is wrong, what would be right`.
+
+    Returns:
+        The value, or None where there were faults below it.
+    """
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return _struct(document, kind, path, problems)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        if not isinstance(document, list):
+            problems.append(f"{path}: a list is expected")
+            return None
+        return tuple(decode_all(item, arguments[0], f"{path}[{i}]", problems) for i, item in enumerate(document))
+    if origin is dict:
+        if not isinstance(document, dict):
+            problems.append(f"{path}: a table is expected")
+            return None
+        return {key: decode_all(value, arguments[1], _join(path, key), problems) for key, value in document.items()}
+    if origin in (types.UnionType, typing.Union):
+        inner = [argument for argument in arguments if argument is not types.NoneType]
+        return decode_all(document, inner[0], path, problems)
+    return _leaf(document, kind, path, problems)
+
+
+def _struct(document: Any, kind: type[msgspec.Struct], path: str, problems: list[str]) -> Any:
+    if not isinstance(document, dict):
+        problems.append(f"{path or 'the file'}: a table is expected")
+        return None
+    before = len(problems)
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    values = {}
+    for key, value in document.items():
+        if key in fields:
+            values[key] = decode_all(value, fields[key].type, _join(path, key), problems)
+            continue
+        near = difflib.get_close_matches(key, fields, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(fields))}"
+        problems.append(f"{_join(path, key)}: unknown key{hint}")
+    for name, field in fields.items():
+        if field.required and name not in document:
+            problems.append(f"{_join(path, name)}: is required")
+    return kind(**values) if len(problems) == before else None
+
+
+def _leaf(document: Any, kind: type, path: str, problems: list[str]) -> Any:
+    try:
+        if kind in (Duration, SecretReference):
+            return kind.parse(document)  # type: ignore[attr-defined]
+        return msgspec.convert(document, kind)
+    except (ValueError, msgspec.ValidationError) as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

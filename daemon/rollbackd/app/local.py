@@ -1,0 +1,112 @@
+"""What the command line works with: a running daemon through its socket, or the parts themselves under the store's lock."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from rollbackd.adapters.store.sqlite import SqliteStore
+from rollbackd.app.composition import Parts, compose, socket_path, store_directory
+from rollbackd.app.configuration import Configuration, load_configuration
+from rollbackd.errors import (
+    AwaitingApprovalError,
+    HeldError,
+    NotFoundError,
+    RefusedError,
+    RollbackdError,
+    StoreUnavailableError,
+    TransientError,
+    UsageError,
+)
+from rollbackd.workflow.happenings import Happenings, Listener
+from rollbackd.workflow.reporting import Reporting
+
+CLASSES: dict[str, type[RollbackdError]] = {
+    c.__name__: c
+    for c in (RefusedError, NotFoundError, UsageError, TransientError, StoreUnavailableError, AwaitingApprovalError, HeldError)
+}
+
+
+class DaemonClient:
+    """Asks the running daemon through its Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 60.0) -> Any:
+        """One request; an error answer is raised as the class it was.
+
+        Raises:
+            TransientError: when no daemon answers.
+        """
+        connector = aiohttp.UnixConnector(str(self._path))
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                session.request(method, f"http://rollbackd{path}", json=body) as answer,
+            ):
+                text = await answer.text()
+                if answer.status >= 400:
+                    raise _error(text, answer.status)
+                return json.loads(text) if answer.content_type == "application/json" else text
+        except TimeoutError:
+            raise TransientError(f"the daemon didn't answer within {timeout_s:g} s") from None
+        except aiohttp.ClientError as error:
+            raise TransientError(f"no daemon answers at {self._path}: {error}") from None
+
+    async def is_there(self) -> bool:
+        """Whether a daemon answers."""
+        try:
+            await self.ask("GET", "/livez", timeout_s=3)
+        except RollbackdError:
+            return False
+        return True
+
+
+def _error(text: str, status: int) -> RollbackdError:
+    try:
+        document = json.loads(text)
+        return CLASSES.get(document["class"], RefusedError)(document["error"])
+    except (ValueError, KeyError, TypeError):
+        return RefusedError(f"the daemon answered {status}: {text[:200]}")
+
+
+def daemon_client(configuration: Configuration) -> DaemonClient:
+    """The client of this configuration's daemon."""
+    return DaemonClient(socket_path(configuration))
+
+
+@asynccontextmanager
+async def reading(path: Path) -> AsyncIterator[tuple[Configuration, SqliteStore, Reporting]]:
+    """The store, read-only, beside whoever writes."""
+    configuration = load_configuration(path)
+    store = await SqliteStore.open_reading(store_directory(configuration))
+    try:
+        parts = compose(configuration, store, Happenings())
+        yield configuration, store, parts.reporting
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def working(path: Path, listener: Listener | None = None) -> AsyncIterator[Parts]:
+    """The parts themselves, when no daemon runs; under the store's lock.
+
+    Raises:
+        RefusedError: when a daemon (or another command) holds the store.
+    """
+    configuration = load_configuration(path)
+    store = await SqliteStore.open_writing(store_directory(configuration))
+    happenings = Happenings()
+    if listener is not None:
+        happenings.listen(listener)
+    parts = compose(configuration, store, happenings)
+    try:
+        yield parts
+    finally:
+        await parts.engine.stop()
+        await parts.close()

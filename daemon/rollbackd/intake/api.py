@@ -1,0 +1,332 @@
+"""The API: what people and CD systems ask and read. GET never changes anything; everything needs a role."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from rollbackd.core.events import Event, EventKind
+from rollbackd.core.plan import step_text
+from rollbackd.core.records import Deployment
+from rollbackd.core.report import to_markdown
+from rollbackd.errors import (
+    HeldError,
+    NotFoundError,
+    RefusedError,
+    RollbackdError,
+    StoreUnavailableError,
+    TransientError,
+    UsageError,
+)
+from rollbackd.intake.deliveries import RETRY_AFTER_S
+from rollbackd.intake.identity import Caller, Role, UnidentifiedError, identify
+from rollbackd.ports import Store
+from rollbackd.settings import Settings
+from rollbackd.workflow.engine import Engine
+from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
+from rollbackd.workflow.reporting import Reporting
+from rollbackd.workflow.runs import describe_run
+
+MOST_LISTED = 500
+T = TypeVar("T")
+Answer = Callable[[web.Request, Caller], Awaitable[Any]]
+
+
+class RollbackAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/rollbacks."""
+
+    target: str
+    to: str
+    reason: str
+    incident: str = ""
+    release: str = ""
+    plan_sha256: str = ""
+
+
+class PlanAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/targets/{name}/plan."""
+
+    to: str = "-1"
+    release: str = ""
+
+
+class WordGiven(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/runs/{id}/approve, deny, resume or abandon."""
+
+    reason: str = ""
+    plan_sha256: str = ""
+
+
+class PauseAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/pause and unpause; `for_s` in seconds, none until it is lifted."""
+
+    target: str = EVERYTHING
+    reason: str = ""
+    for_s: float | None = None
+
+
+class GateAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/targets/{name}/gate: the deploy that is about to start."""
+
+    version: str = ""
+    previous_version: str = ""
+    deployment: str = ""
+    to_revision: str = ""
+
+
+class Api:
+    """The routes under /api/v1."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        operations: Operations,
+        reporting: Reporting,
+        engine: Engine,
+        watches: Watches,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._operations = operations
+        self._reporting = reporting
+        self._engine = engine
+        self._watches = watches
+
+    def routes(self) -> list[web.RouteDef]:
+        """Method, path, role and answer of everything there is."""
+        v1 = "/api/v1"
+        return [
+            web.get(f"{v1}/targets", self._guard(Role.READ, self.targets)),
+            web.get(f"{v1}/deployments", self._guard(Role.READ, self.deployments)),
+            web.get(f"{v1}/decisions", self._guard(Role.READ, self.decisions)),
+            web.get(f"{v1}/deliveries", self._guard(Role.READ, self.deliveries)),
+            web.get(f"{v1}/runs", self._guard(Role.READ, self.runs)),
+            web.get(f"{v1}/runs/{{id}}", self._guard(Role.READ, self.run)),
+            web.get(f"{v1}/runs/{{id}}/report", self._guard(Role.READ, self.report)),
+            web.post(f"{v1}/targets/{{name}}/plan", self._guard(Role.READ, self.plan)),
+            web.post(f"{v1}/targets/{{name}}/gate", self._guard(Role.OPERATE, self.gate)),
+            web.post(f"{v1}/rollbacks", self._guard(Role.OPERATE, self.roll_back)),
+            web.post(f"{v1}/runs/{{id}}/approve", self._guard(Role.APPROVE, self.approve)),
+            web.post(f"{v1}/runs/{{id}}/deny", self._guard(Role.APPROVE, self.deny)),
+            web.post(f"{v1}/runs/{{id}}/resume", self._guard(Role.OPERATE, self.resume)),
+            web.post(f"{v1}/runs/{{id}}/abandon", self._guard(Role.OPERATE, self.abandon)),
+            web.post(f"{v1}/pause", self._guard(Role.OPERATE, self.pause)),
+            web.post(f"{v1}/unpause", self._guard(Role.OPERATE, self.unpause)),
+        ]
+
+    def _guard(self, role: Role, answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            try:
+                caller = await identify(request, self._store)
+                if not caller.may(role):
+                    raise UnidentifiedError(403, f"{caller.name} lacks the role {role}")
+                found = await answer(request, caller)
+            except RollbackdError as error:
+                return error_response(error)
+            if isinstance(found, web.StreamResponse):
+                return found
+            return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+        return guarded
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def targets(self, request: web.Request, caller: Caller) -> Any:
+        """Every target, what is watched on it, and its newest run."""
+        watched = {d.target: d for d in await self._store.watched_deployments()}
+        pauses = {p.target: p for p in await self._store.pauses()}
+        found = []
+        for target in self._settings.targets:
+            runs = await self._store.runs(target.name, 1)
+            deployment = watched.get(target.name)
+            pause = pauses.get(target.name) or pauses.get(EVERYTHING)
+            found.append(
+                {
+                    "name": target.name,
+                    "service": target.service,
+                    "environment": target.environment,
+                    "mode": str(target.mode),
+                    "watching": describe_deployment(deployment) if deployment else None,
+                    "run": describe_run(runs[0]) if runs else None,
+                    "paused": msgspec.to_builtins(pause) if pause else None,
+                }
+            )
+        return found
+
+    async def deployments(self, request: web.Request, caller: Caller) -> Any:
+        """The newest deployments."""
+        found = await self._store.deployments(request.query.get("target"), _limit(request))
+        return [describe_deployment(deployment) for deployment in found]
+
+    async def decisions(self, request: web.Request, caller: Caller) -> Any:
+        """The newest decisions, with facts, reasons, gates and outcome."""
+        found = await self._store.decisions(request.query.get("target"), _limit(request), request.query.get("deployment"))
+        return [
+            {
+                "id": d.id,
+                "target": d.target,
+                "deployment": d.deployment,
+                "at": d.at,
+                "outcome": d.outcome,
+                "run": d.run,
+                "decision": msgspec.to_builtins(d.decision),
+            }
+            for d in found
+        ]
+
+    async def deliveries(self, request: web.Request, caller: Caller) -> Any:
+        """The newest deliveries and what became of each."""
+        return await self._store.recent_deliveries(_limit(request))
+
+    async def runs(self, request: web.Request, caller: Caller) -> Any:
+        """The newest runs."""
+        found = await self._store.runs(request.query.get("target"), _limit(request))
+        return [describe_run(run) for run in found]
+
+    async def run(self, request: web.Request, caller: Caller) -> Any:
+        """One run with its plan, its journal and its progress."""
+        run_id = request.match_info["id"]
+        run = await self._store.run(run_id)
+        if run is None:
+            raise NotFoundError(f"there is no run {run_id}")
+        progress = self._engine.progress.get(run_id)
+        return {
+            **describe_run(run),
+            "plan": msgspec.to_builtins(run.plan),
+            "step_texts": [step_text(step) for step in run.plan.steps],
+            "journal": msgspec.to_builtins(await self._store.journal_of(run_id)),
+            "progress": msgspec.to_builtins(progress) if progress else None,
+        }
+
+    async def report(self, request: web.Request, caller: Caller) -> Any:
+        """The report, as Markdown or JSON."""
+        report = await self._reporting.report(request.match_info["id"])
+        wanted = request.query.get("format", "json" if "json" in request.headers.get("Accept", "") else "md")
+        if wanted == "json":
+            return msgspec.to_builtins(report)
+        if wanted != "md":
+            raise UsageError(f"no report is written as {wanted!r}; there are md and json")
+        return web.Response(text=to_markdown(report), content_type="text/markdown")
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    async def plan(self, request: web.Request, caller: Caller) -> Any:
+        """Plan; POST because it has a body, though it changes nothing."""
+        asked = await _body(request, PlanAsked)
+        plan, gates = await self._operations.plan(request.match_info["name"], to=asked.to, release=asked.release)
+        return {
+            "plan": msgspec.to_builtins(plan),
+            "plan_sha256": plan.sha256(),
+            "gates": msgspec.to_builtins(gates),
+            "step_texts": [step_text(step) for step in plan.steps],
+        }
+
+    async def gate(self, request: web.Request, caller: Caller) -> Any:
+        """May this deploy start?"""
+        asked = await _body(request, GateAsked)
+        name = request.match_info["name"]
+        target = self._settings.target(name)
+        event = Event(
+            kind=EventKind.DEPLOY_STARTED,
+            service=target.service if target else "",
+            environment=target.environment if target else "",
+            version=asked.version,
+            previous_version=asked.previous_version,
+            deployment=asked.deployment,
+            to_revision=asked.to_revision,
+        )
+        return msgspec.to_builtins(await self._operations.gate(name, event, self._watches))
+
+    async def roll_back(self, request: web.Request, caller: Caller) -> Any:
+        """Ask for a rollback."""
+        asked = await _body(request, RollbackAsked)
+        run = await self._operations.roll_back(
+            asked.target,
+            to=asked.to,
+            reason=asked.reason,
+            requested_by=caller.name,
+            incident=asked.incident,
+            release=asked.release,
+            plan_sha256=asked.plan_sha256,
+        )
+        return describe_run(run)
+
+    async def approve(self, request: web.Request, caller: Caller) -> Any:
+        """Say yes."""
+        word = await _body(request, WordGiven)
+        run_id = request.match_info["id"]
+        return describe_run(
+            await self._operations.approve(run_id, caller.name, plan_sha256=word.plan_sha256, reason=word.reason)
+        )
+
+    async def deny(self, request: web.Request, caller: Caller) -> Any:
+        """Say no."""
+        word = await _body(request, WordGiven)
+        return describe_run(await self._operations.deny(request.match_info["id"], caller.name, reason=word.reason))
+
+    async def resume(self, request: web.Request, caller: Caller) -> Any:
+        """Go on with a held run."""
+        return describe_run(await self._operations.resume(request.match_info["id"], caller.name))
+
+    async def abandon(self, request: web.Request, caller: Caller) -> Any:
+        """Let a held run go."""
+        word = await _body(request, WordGiven)
+        return describe_run(await self._operations.abandon(request.match_info["id"], caller.name, reason=word.reason))
+
+    async def pause(self, request: web.Request, caller: Caller) -> Any:
+        """Stop automation."""
+        asked = await _body(request, PauseAsked)
+        pause = await self._operations.pause(asked.target, caller.name, asked.reason, asked.for_s)
+        return msgspec.to_builtins(pause)
+
+    async def unpause(self, request: web.Request, caller: Caller) -> Any:
+        """Let automation go on."""
+        asked = await _body(request, PauseAsked)
+        return {"lifted": await self._operations.unpause(asked.target, caller.name)}
+
+
+def describe_deployment(deployment: Deployment) -> dict[str, Any]:
+    """A deployment for people and machines."""
+    found: dict[str, Any] = msgspec.to_builtins(deployment)
+    return found
+
+
+def error_response(error: RollbackdError) -> web.Response:
+    """An error as an HTTP answer; what status follows the class."""
+    statuses: list[tuple[type[RollbackdError], int]] = [
+        (NotFoundError, 404),
+        (UsageError, 400),
+        (RefusedError, 409),
+        (HeldError, 409),
+        (StoreUnavailableError, 503),
+        (TransientError, 503),
+    ]
+    status = error.status if isinstance(error, UnidentifiedError) else next((s for c, s in statuses if isinstance(error, c)), 500)
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    document = {"error": str(error), "class": type(error).__name__, "exit_code": error.exit_code}
+    return web.json_response(document, status=status, headers=headers)
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    try:
+        raw = await request.read()
+        document = json.loads(raw) if raw else {}
+        return msgspec.convert(document, kind)
+    except web.HTTPRequestEntityTooLarge:
+        raise UsageError("the body is too large") from None
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise UsageError(f"the body isn't as expected: {error}") from None
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", "50")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_LISTED:
+        raise UsageError(f"limit must be a number from 1 to {MOST_LISTED}")
+    return int(text)

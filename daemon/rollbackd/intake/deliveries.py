@@ -1,0 +1,105 @@
+"""POST /hooks/{name}: authenticate, parse, interpret, record, and only then answer."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from rollbackd.core.records import Delivery
+from rollbackd.errors import DeliveryRefusedError, StoreUnavailableError
+from rollbackd.intake.authentication import authenticate
+from rollbackd.intake.connections import BODY_DEADLINE_S
+from rollbackd.intake.hooks import Hook, Interpretation, parse_body
+from rollbackd.ports import Clock, Store
+from rollbackd.workflow.happenings import Happenings
+
+# What of a request's head is kept: enough to see what was sent, nothing that authenticates.
+KEPT_HEADERS = ("content-type", "user-agent", "webhook-id", "webhook-timestamp", "x-github-delivery", "x-github-event")
+RETRY_AFTER_S = 5
+
+
+class Deliveries:
+    """Receives what hooks authenticate."""
+
+    def __init__(
+        self,
+        hooks: Mapping[str, tuple[Hook, tuple[bytes, ...]]],
+        store: Store,
+        clock: Clock,
+        happenings: Happenings,
+        wake: Callable[[], None],
+        max_body_bytes: int,
+    ) -> None:
+        self._hooks = hooks
+        self._store = store
+        self._clock = clock
+        self._happenings = happenings
+        self._wake = wake
+        self._max_body_bytes = max_body_bytes
+
+    async def receive(self, request: web.Request) -> web.Response:
+        """Answer one delivery."""
+        name = request.match_info["name"]
+        known = self._hooks.get(name)
+        if known is None:
+            return self._refuse("unknown", DeliveryRefusedError(404, "unknown_hook", "no such hook is configured"))
+        hook, secrets = known
+        try:
+            body = await self._read(request)
+            authenticate(hook.file.authentication, secrets, request.headers, body, self._clock.now().timestamp())
+            headers = {key.lower(): value for key, value in request.headers.items()}
+            meaning = hook.interpret(headers, parse_body(body))
+            return await self._record(hook, headers, body, meaning)
+        except DeliveryRefusedError as error:
+            return self._refuse(name, error)
+        except StoreUnavailableError as error:
+            refused = DeliveryRefusedError(503, "store_unavailable", f"not recorded, send it again: {error}")
+            return self._refuse(name, refused)
+
+    async def _read(self, request: web.Request) -> bytes:
+        length = request.content_length
+        if length is not None and length > self._max_body_bytes:
+            raise DeliveryRefusedError(413, "too_large", f"{length} bytes; at most {self._max_body_bytes} are taken")
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise DeliveryRefusedError(415, "encoded", "send the body as it is, without a Content-Encoding")
+        try:
+            async with asyncio.timeout(BODY_DEADLINE_S):
+                return await request.read()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise DeliveryRefusedError(408, "slow", f"the body didn't come within {BODY_DEADLINE_S:g} s") from None
+        except web.HTTPRequestEntityTooLarge:
+            raise DeliveryRefusedError(413, "too_large", f"at most {self._max_body_bytes} bytes are taken") from None
+
+    async def _record(self, hook: Hook, headers: dict[str, str], body: bytes, meaning: Interpretation) -> web.Response:
+        digest = hashlib.sha256(body).hexdigest()
+        delivery = Delivery(
+            id=self._clock.new_id("delivery"),
+            hook=hook.name,
+            identity=hook.identity(headers, digest),
+            body_sha256=digest,
+            headers={key: headers[key][:200] for key in KEPT_HEADERS if key in headers},
+            body=body,
+            received_at=self._clock.now(),
+            events=meaning.events,
+            ignored_because=meaning.ignored_because,
+        )
+        accepted = await self._store.accept(delivery)
+        if accepted.conflict:
+            raise DeliveryRefusedError(409, "conflict", f"{accepted.id} had this id and another body")
+        outcome = "duplicate" if not accepted.is_new else "accepted" if meaning.events else "ignored"
+        self._happenings.tell("delivery_answered", hook=hook.name, outcome=outcome, delivery=accepted.id)
+        if meaning.events and accepted.is_new:
+            self._wake()
+        if not meaning.events:
+            return web.Response(status=204, headers={"X-Rollbackd-Delivery": accepted.id})
+        # Built by hand: an id of ours needs no escaping, and this is the busiest answer there is.
+        text = '{"id":"' + accepted.id + '","events":' + str(len(meaning.events)) + "}"
+        return web.Response(status=202 if accepted.is_new else 200, text=text, content_type="application/json")
+
+    def _refuse(self, hook: str, error: DeliveryRefusedError) -> web.Response:
+        self._happenings.tell("delivery_refused", hook=hook, reason=error.reason, status=error.status)
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+        return web.json_response({"error": str(error), "reason": error.reason}, status=error.status, headers=headers)

@@ -1,0 +1,298 @@
+"""Hook files: how one sender authenticates and what its payloads mean. Declarative, and proved by their fixtures at load."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jmespath
+import msgspec
+from jmespath import functions
+from jmespath.exceptions import JMESPathError
+
+from rollbackd.core.events import Event, required_field_missing
+from rollbackd.errors import ConfigurationError, DeliveryRefusedError
+from rollbackd.intake.authentication import Scheme
+
+MOST_EVENTS = 1_000
+
+
+class Functions(functions.Functions):  # type: ignore[misc]
+    """The functions that JMESPath lacks for what senders send."""
+
+    @functions.signature({"types": ["string", "null"]})  # type: ignore[untyped-decorator]
+    def _func_parse_json(self, text: str | None) -> Any:
+        try:
+            return json.loads(text or "null")
+        except ValueError:
+            return None
+
+    @functions.signature({"types": ["string", "null"]}, {"types": ["string"]})  # type: ignore[untyped-decorator]
+    def _func_split(self, text: str | None, separator: str) -> list[str]:
+        return (text or "").split(separator)
+
+    @functions.signature({"types": ["string", "null"]})  # type: ignore[untyped-decorator]
+    def _func_lower(self, text: str | None) -> str:
+        return (text or "").lower()
+
+
+OPTIONS = jmespath.Options(custom_functions=Functions())
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one field is found: an expression, then a table of words, then what stands in when there is nothing."""
+
+    expression: str
+    table: dict[str, str] = {}
+    otherwise: str = ""
+
+
+class Meaning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one kind of payload means. `each` names a list of which every item is an event; `as_is` a native event."""
+
+    when: str = ""
+    each: str = ""
+    as_is: str = ""
+    kind: Part | str = ""
+    map: dict[str, Part | str] = {}
+    lacking: Literal["refuse", "ignore"] = "refuse"
+
+
+class Ignored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Payloads that are authentic and of no interest."""
+
+    when: str
+    because: str
+
+
+class DeliveryIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What makes it the same delivery again. An id that isn't signed can be forged, so the body's digest joins it."""
+
+    id: str = ""
+    type: str = ""
+    id_is_signed: bool = False
+
+
+class Fixture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A payload and what it must mean: the events, or the reason why there are none."""
+
+    body: str
+    headers: dict[str, str] = {}
+    expect: list[dict[str, Any]] = []
+    ignored: str = ""
+
+
+class HookFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    version: Literal[1]
+    description: str
+    authentication: Scheme
+    fixtures: list[Fixture]
+    delivery: DeliveryIdentity = DeliveryIdentity()
+    malformed: int = 400
+    ignore: list[Ignored] = []
+    events: list[Meaning] = []
+
+
+class Interpretation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a delivery means: events, or the reason why it means nothing to us."""
+
+    events: tuple[Event, ...] = ()
+    ignored_because: str = ""
+
+
+class Hook:
+    """A loaded hook: expressions compiled, fixtures proved."""
+
+    def __init__(self, name: str, file: HookFile) -> None:
+        self.name = name
+        self.file = file
+        texts = [file.delivery.id, file.delivery.type, *(i.when for i in file.ignore)]
+        for meaning in file.events:
+            texts += [meaning.when, meaning.each, meaning.as_is]
+            parts = [meaning.kind, *meaning.map.values()]
+            texts += [part.expression if isinstance(part, Part) else part for part in parts]
+        self._compiled = {text: jmespath.compile(text) for text in texts if text}
+
+    def interpret(self, headers: Mapping[str, str], body: Any) -> Interpretation:
+        """What a parsed body means. Pure: the same delivery always means the same.
+
+        Raises:
+            DeliveryRefusedError: with the path of the fault, when it should mean something and lacks a field for it.
+        """
+        scope = {"body": body, "headers": headers}
+        for ignored in self.file.ignore:
+            if self._find(ignored.when, scope):
+                return Interpretation(ignored_because=ignored.because)
+        for meaning in self.file.events:
+            if meaning.when and not self._find(meaning.when, scope):
+                continue
+            return self._events(meaning, scope)
+        return Interpretation(ignored_because="nothing in the hook file maps it")
+
+    def identity(self, headers: Mapping[str, str], body_sha256: str) -> str:
+        """What makes it the same delivery again."""
+        scope = {"headers": headers, "body": None}
+        delivery = self.file.delivery
+        sender_id = str(self._find(delivery.id, scope) or "") if delivery.id else ""
+        kind = str(self._find(delivery.type, scope) or "") if delivery.type else ""
+        if delivery.id_is_signed:
+            return f"{sender_id}\n{kind}"
+        return f"{kind}\n{body_sha256}"
+
+    def sender_id(self, headers: Mapping[str, str]) -> str:
+        """The sender's own id of the delivery, signed or not."""
+        delivery = self.file.delivery
+        return str(self._find(delivery.id, {"headers": headers, "body": None}) or "") if delivery.id else ""
+
+    def _events(self, meaning: Meaning, scope: dict[str, Any]) -> Interpretation:
+        if not meaning.each:
+            return self._event(meaning, scope, "$")
+        items = self._find(meaning.each, scope)
+        if not isinstance(items, list):
+            raise DeliveryRefusedError(self.file.malformed, "malformed", f"$.{meaning.each.removeprefix('body.')}: a list is expected")
+        if len(items) > MOST_EVENTS:
+            raise DeliveryRefusedError(413, "too_large", f"{len(items)} items; at most {MOST_EVENTS} are taken")
+        path = f"$.{meaning.each.removeprefix('body.')}"
+        found = [self._event(meaning, {**scope, "item": item, "index": i}, f"{path}[{i}]") for i, item in enumerate(items)]
+        events = tuple(event for one in found for event in one.events)
+        because = "; ".join(dict.fromkeys(one.ignored_because for one in found if one.ignored_because))
+        return Interpretation(events=events, ignored_because=because or ("" if events else "it holds no item"))
+
+    def _event(self, meaning: Meaning, scope: dict[str, Any], path: str) -> Interpretation:
+        if meaning.as_is:
+            values = self._find(meaning.as_is, scope)
+            path = f"$.{meaning.as_is.removeprefix('body.')}" if "." in meaning.as_is else path
+        else:
+            kind = self._value(meaning.kind, scope)
+            if not kind or kind == "ignore":
+                return Interpretation(ignored_because=self._unmapped(meaning, scope))
+            values = {name: self._value(part, scope) for name, part in meaning.map.items()}
+            values = {name: value for name, value in values.items() if value not in (None, "")}
+            values["kind"] = kind
+        try:
+            event = msgspec.convert(values, Event)
+        except msgspec.ValidationError as error:
+            return self._lacking(meaning, _located(str(error), path))
+        missing = required_field_missing(event)
+        if missing:
+            return self._lacking(meaning, f"{path}.{missing}: {event.kind} can't do without it")
+        return Interpretation(events=(_aware(event),))
+
+    def _lacking(self, meaning: Meaning, fault: str) -> Interpretation:
+        if meaning.lacking == "ignore":
+            return Interpretation(ignored_because=fault)
+        raise DeliveryRefusedError(self.file.malformed, "malformed", fault)
+
+    def _unmapped(self, meaning: Meaning, scope: dict[str, Any]) -> str:
+        if isinstance(meaning.kind, Part):
+            return f"{meaning.kind.expression} is {self._find(meaning.kind.expression, scope)!r}, which means nothing here"
+        return "it has no kind"
+
+    def _value(self, part: Part | str, scope: dict[str, Any]) -> Any:
+        if isinstance(part, str):
+            return self._find(part, scope)
+        value = self._find(part.expression, scope)
+        if part.table:
+            return part.table.get(str(value), part.otherwise)
+        return value if value not in (None, "") else part.otherwise
+
+    def _find(self, text: str, scope: dict[str, Any]) -> Any:
+        try:
+            return self._compiled[text].search(scope, options=OPTIONS)
+        except JMESPathError as error:
+            raise DeliveryRefusedError(self.file.malformed, "malformed", f"{text}: {error}") from None
+
+
+def load_hook(name: str, path: Path) -> Hook:
+    """Load a hook file and prove it by its fixtures.
+
+    Raises:
+        ConfigurationError: with every fault: syntax, unknown keys, expressions, fixtures that come out otherwise.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        hook = Hook(name, msgspec.convert(document, HookFile))
+    except OSError as error:
+        raise ConfigurationError([f"hooks.{name}: the hook file {path} can't be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, JMESPathError) as error:
+        raise ConfigurationError([f"hooks.{name}: {path}: {error}"]) from None
+    problems = [problem for fixture in hook.file.fixtures for problem in _prove(hook, fixture, path.parent)]
+    if not hook.file.fixtures:
+        problems.append(f"hooks.{name}: {path} has no fixture: a hook proves itself by at least one")
+    if problems:
+        raise ConfigurationError(problems)
+    return hook
+
+
+def parse_body(body: bytes) -> Any:
+    """Parse JSON strictly: no NaN, no duplicate keys, no bottomless nesting.
+
+    Raises:
+        DeliveryRefusedError: 400 with what is wrong.
+    """
+    try:
+        return json.loads(body, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise DeliveryRefusedError(400, "malformed", "$: nested too deep") from None
+    except UnicodeDecodeError:
+        raise DeliveryRefusedError(400, "malformed", "$: not UTF-8") from None
+    except ValueError as error:
+        raise DeliveryRefusedError(400, "malformed", f"$: not JSON: {error}") from None
+
+
+def _prove(hook: Hook, fixture: Fixture, folder: Path) -> list[str]:
+    where = f"hooks.{hook.name}: fixture {fixture.body}"
+    path = (folder / fixture.body).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return [f"{where}: lies outside {folder}"]
+    headers = {name.lower(): value for name, value in fixture.headers.items()}
+    try:
+        found = hook.interpret(headers, parse_body(path.read_bytes()))
+    except OSError as error:
+        return [f"{where}: can't be read: {error.strerror}"]
+    except DeliveryRefusedError as error:
+        return [f"{where}: is refused: {error}"]
+    events = [msgspec.to_builtins(event) for event in found.events]
+    problems = []
+    if len(events) != len(fixture.expect):
+        problems.append(f"{where}: means {len(events)} events, expected are {len(fixture.expect)}")
+    for index, (expected, event) in enumerate(zip(fixture.expect, events, strict=False)):
+        for name, value in expected.items():
+            if event.get(name, "") != value:
+                problems.append(f"{where}: event {index}: {name} is {event.get(name, '')!r}, expected is {value!r}")
+    if fixture.ignored and fixture.ignored not in found.ignored_because:
+        problems.append(f"{where}: ignored because {found.ignored_because!r}, expected is {fixture.ignored!r}")
+    return problems
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice[:80]!r} stands twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _located(fault: str, path: str) -> str:
+    """msgspec ends its sentences in `- at `$.field``; put the payload's own path there."""
+    sentence, _, inner = fault.partition(" - at `")
+    return f"{path}{inner.removesuffix('`').removeprefix('$')}: {sentence}"
+
+
+def _aware(event: Event) -> Event:
+    """A time without a zone would be anybody's guess."""
+    at = event.occurred_at
+    if at is None or at.tzinfo is not None:
+        # Alertmanager's zero date means "not said".
+        return event if at is None or at.year > 1 else msgspec.structs.replace(event, occurred_at=None)
+    raise DeliveryRefusedError(400, "malformed", f"$.occurred_at: {at.isoformat()} has no time zone")
+
+

@@ -1,0 +1,95 @@
+"""The HTTP server: routes, listeners, a stop that lets answers finish."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from rollbackd import __version__
+from rollbackd.errors import RefusedError
+from rollbackd.intake.api import Api
+from rollbackd.intake.connections import KEEPALIVE_S, Connections
+from rollbackd.intake.deliveries import Deliveries
+from rollbackd.settings import Server
+
+MetricsText = Callable[[], tuple[bytes, str]]
+Ready = Callable[[], Awaitable[list[str]]]
+
+
+class HttpServer:
+    """Listens on TCP for everybody with a signature or a token, and on a Unix socket for local people."""
+
+    def __init__(
+        self, settings: Server, deliveries: Deliveries, api: Api, metrics_text: MetricsText, ready: Ready, socket_path: Path
+    ) -> None:
+        self._settings = settings
+        self._socket_path = socket_path
+        self._metrics_text = metrics_text
+        self._ready = ready
+        app = web.Application(client_max_size=settings.max_body_bytes)
+        app.router.add_post("/hooks/{name}", deliveries.receive)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/openapi.json", self._openapi)
+        app.router.add_routes(api.routes())
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=10.0)
+        self._servers: list[asyncio.Server] = []
+        self._routes = [(r.method, r.resource.canonical) for r in app.router.routes() if r.resource is not None]
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            RefusedError: when the address or the socket can't be had.
+        """
+        await self._runner.setup()
+        connections = Connections(self._runner, self._settings.max_connections)
+        host, _, port = self._settings.listen.rpartition(":")
+        loop = asyncio.get_running_loop()
+        try:
+            tcp = await loop.create_server(connections, host.strip("[]"), int(port), backlog=512)
+        except OSError as error:
+            raise RefusedError(f"can't listen on {self._settings.listen}: {error.strerror}") from None
+        self._servers.append(tcp)
+        self.port = tcp.sockets[0].getsockname()[1]
+        with contextlib.suppress(FileNotFoundError):
+            self._socket_path.unlink()
+        try:
+            local = await loop.create_unix_server(connections, str(self._socket_path))
+        except OSError as error:
+            raise RefusedError(f"can't listen on the socket {self._socket_path}: {error}") from None
+        self._socket_path.chmod(0o600)
+        self._servers.append(local)
+
+    async def stop(self) -> None:
+        """Take no more, finish what is being answered."""
+        for server in self._servers:
+            server.close()
+        await self._runner.cleanup()
+        with contextlib.suppress(FileNotFoundError):
+            self._socket_path.unlink()
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return web.json_response({"alive": True, "version": __version__})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        problems = await self._ready()
+        return web.json_response({"ready": not problems, "problems": problems}, status=503 if problems else 200)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics_text()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        paths: dict[str, dict[str, object]] = {}
+        for method, path in self._routes:
+            if method in ("GET", "POST"):
+                answers = {"200": {"description": "see the README's table of answers"}}
+                paths.setdefault(path, {})[method.lower()] = {"responses": answers}
+        document = {"openapi": "3.1.0", "info": {"title": "rollbackd", "version": __version__}, "paths": paths}
+        return web.Response(body=msgspec.json.encode(document), content_type="application/json")

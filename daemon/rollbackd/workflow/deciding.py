@@ -1,0 +1,217 @@
+"""From evidence to what is done about it: assess, match the matrix, wait until it is ripe, plan, ask the gates, run."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from rollbackd.core.assess import Evidence, assess, heads_text
+from rollbackd.core.decision import Decision, decide, is_ripe
+from rollbackd.core.facts import Watch
+from rollbackd.core.gates import Gate, GateFinding, GateState, verdict
+from rollbackd.core.matrix import DOWNGRADING, Action, Matrix, Row
+from rollbackd.core.plan import Plan
+from rollbackd.core.records import Deployment, StoredDecision
+from rollbackd.core.run import UNFINISHED, RunState
+from rollbackd.errors import RollbackdError
+from rollbackd.ports import Announcer, Clock, Store
+from rollbackd.workflow import permitting
+from rollbackd.workflow.documenting import document_state
+from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.runs import AUTOMATIC, OURSELVES, Runs
+
+ENDED_BY_RUN = {
+    RunState.SUCCEEDED: "rolled_back",
+    RunState.FAILED: "rollback_failed",
+    RunState.DENIED: "rollback_denied",
+    RunState.EXPIRED: "rollback_expired",
+    RunState.ABANDONED: "abandoned",
+}
+
+
+class Deciding:
+    """Decides for watched deployments. What was decided last, and since when a row matches, is kept by deployment."""
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        store: Store,
+        clock: Clock,
+        guarded: Mapping[str, Guarded],
+        planners: Mapping[str, Planner],
+        runs: Runs,
+        announcer: Announcer,
+        happenings: Happenings,
+    ) -> None:
+        self._matrix = matrix
+        self._store = store
+        self._clock = clock
+        self._guarded = guarded
+        self._planners = planners
+        self._runs = runs
+        self._announcer = announcer
+        self._happenings = happenings
+        self._matching: dict[str, tuple[str, datetime]] = {}
+        self._said: dict[str, bytes] = {}
+
+    async def consider(self, deployment: Deployment, evidence: Evidence) -> bool:
+        """Decide on this evidence; True when the deployment is no longer to be watched."""
+        if await self._has_run(deployment):
+            return await self._end_with_its_run(deployment)
+        now = self._clock.now()
+        assessment = assess(evidence, now)
+        decision, row = decide(self._matrix, assessment)
+        since = self._since(deployment, row, now)
+        is_over = assessment.facts.watch is Watch.OVER
+        if row.action is Action.KEEP and not is_over:
+            return False
+        guarded = self._guarded[deployment.target]
+        if not is_over and not is_ripe(row, since, guarded.settings.policy.confirm_for, now):
+            return False
+        if row.action in DOWNGRADING or row.action is Action.REDEPLOY_ONLY or row.hold:
+            return await self._act(deployment, evidence, decision, guarded)
+        await self._say(deployment, evidence, decision, "recorded")
+        if is_over:
+            await self._end(deployment, "kept" if row.action is Action.KEEP else str(row.action))
+        return is_over
+
+    def _since(self, deployment: Deployment, row: Row, now: datetime) -> datetime:
+        """When this row began to match without a break."""
+        name, since = self._matching.get(deployment.id, ("", now))
+        if name != row.name:
+            since = now
+            self._matching[deployment.id] = (row.name, now)
+        return since
+
+    async def _act(self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded) -> bool:
+        reason = f"{decision.row}: {decision.why}"
+        try:
+            plan = await self._plan(deployment, evidence, decision, guarded)
+        except RollbackdError as error:
+            finding = GateFinding(gate=Gate.PLAN, state=GateState.REFUSED, reason=str(error))
+            refused = msgspec.structs.replace(decision, gates=(finding,))
+            await self._say(deployment, evidence, refused, f"refused: {error}")
+            return False
+        incident = deployment.incident
+        gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=False, incident=incident)
+        if decision.hold:
+            # Standing still changes nothing: only the modes and pauses that silence automation apply.
+            gates = tuple(g for g in gates if g.gate in (Gate.MODE, Gate.PAUSE))
+        decision = msgspec.structs.replace(decision, gates=gates)
+        if verdict(gates) is GateState.REFUSED:
+            because = "; ".join(f.reason for f in gates if f.state is GateState.REFUSED)
+            await self._say(deployment, evidence, decision, f"refused: {because}")
+            return False
+        incident = await self._runs.incident_for(guarded, incident, reason, OURSELVES)
+        stored = await self._say(deployment, evidence, decision, "acting")
+        try:
+            run = await self._runs.ask_for(
+                plan,
+                gates,
+                trigger=AUTOMATIC,
+                requested_by=OURSELVES,
+                reason=reason,
+                incident=incident,
+                deployment=deployment.id,
+                decision=stored.id,
+            )
+        except RollbackdError as error:
+            await self._store.save_decision(msgspec.structs.replace(stored, outcome=f"refused: {error}"))
+            return False
+        await self._store.save_decision(msgspec.structs.replace(stored, outcome="run", run=run.id))
+        await self._store.save_deployment(msgspec.structs.replace(deployment, incident=incident))
+        return False
+
+    async def _plan(self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded) -> Plan:
+        planner = self._planners[guarded.name]
+        if decision.hold:
+            before = evidence.heads_before or ()
+            statement = (
+                f"{decision.reasons['migration']}. Neither the old nor the new release fits this schema; rollbackd does nothing"
+                f" more. The downgrade's statements are in the plan: bring the schema to {heads_text(before)} by hand, then"
+                " resume; it is looked at again"
+            )
+            return await planner.hold(before, statement, deployment.scripts_sha256)
+        if decision.action is Action.REDEPLOY_ONLY:
+            return await planner.redeploy(release_from=deployment.version, release_to=deployment.previous_version)
+        return await planner.downgrade(
+            evidence.heads_before or (),
+            release_from=deployment.version,
+            release_to=deployment.previous_version,
+            kept_scripts=deployment.scripts_sha256,
+        )
+
+    async def _say(
+        self, deployment: Deployment, evidence: Evidence, decision: Decision, outcome: str
+    ) -> StoredDecision:
+        """Record and announce a decision; the very same one is said once."""
+        stored = StoredDecision(
+            id=self._clock.new_id("decision"),
+            target=deployment.target,
+            deployment=deployment.id,
+            at=self._clock.now(),
+            decision=decision,
+            inputs_json=msgspec.json.encode(evidence, order="deterministic"),
+            outcome=outcome,
+        )
+        signature = decision.row.encode() + b"\0" + outcome.encode()
+        if self._said.get(deployment.id) == signature:
+            return stored
+        self._said[deployment.id] = signature
+        await self._store.save_decision(stored)
+        guarded = self._guarded[deployment.target]
+        self._happenings.tell(
+            "decision_made",
+            decision=stored.id,
+            target=deployment.target,
+            environment=guarded.settings.environment,
+            row=decision.row,
+            action=str(decision.action),
+            outcome=outcome,
+        )
+        if decision.action is not Action.KEEP:
+            fields: dict[str, object] = {
+                "decision": stored.id,
+                "target": deployment.target,
+                "action": str(decision.action),
+                "row": decision.row,
+                "why": decision.why,
+                "reasons": decision.reasons,
+                "outcome": outcome,
+                "next_steps": list(decision.next_steps),
+            }
+            await self._announcer.announce("decision_made", fields)
+        if decision.action is Action.INVESTIGATE and not decision.hold:
+            await self._runs.incident_for(guarded, deployment.incident, f"{decision.row}: {decision.why}", OURSELVES)
+        return stored
+
+    async def _has_run(self, deployment: Deployment) -> bool:
+        return any(run.deployment == deployment.id for run in await self._store.runs(deployment.target, 20))
+
+    async def _end_with_its_run(self, deployment: Deployment) -> bool:
+        runs = [run for run in await self._store.runs(deployment.target, 20) if run.deployment == deployment.id]
+        newest = runs[0]
+        if newest.state in UNFINISHED:
+            return False
+        await self._end(deployment, ENDED_BY_RUN[newest.state])
+        return True
+
+    async def _end(self, deployment: Deployment, outcome: str) -> None:
+        ended = msgspec.structs.replace(deployment, ended_at=self._clock.now(), outcome=outcome)
+        await self._store.save_deployment(ended)
+        self._matching.pop(deployment.id, None)
+        self._said.pop(deployment.id, None)
+        guarded = self._guarded[deployment.target]
+        self._happenings.tell(
+            "deployment_ended",
+            deployment=deployment.id,
+            target=deployment.target,
+            environment=guarded.settings.environment,
+            outcome=outcome,
+        )
+        try:
+            await document_state(guarded, self._store, self._clock)
+        except RollbackdError as error:
+            self._happenings.tell("documenting_failed", target=deployment.target, error=str(error))

@@ -1,0 +1,322 @@
+"""The run engine: takes the lease, and for each remaining step observes, commits the intent, performs, observes again
+and commits the outcome with its evidence. A restart does the very same with the stored plan and the journal."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from rollbackd.core.plan import Downgrade, Step, step_text
+from rollbackd.core.records import LogLine, Run, StepRecord
+from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
+from rollbackd.errors import HeldError, NotFoundError, RollbackdError, StoreUnavailableError, TransientError
+from rollbackd.ports import Clock, Progress, Store
+from rollbackd.workflow import steps
+from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.happenings import Happenings
+
+RETRY_FIRST_S = 0.5
+RETRY_LONGEST_S = 20.0
+LOG_LINES_AT_ONCE = 200
+log = structlog.get_logger()
+
+
+class StoppedError(Exception):
+    """The engine was asked to stop; the run stays running and is resumed by the next start."""
+
+
+class FencedError(Exception):
+    """Another engine took the run over."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A run and the fence with which this engine may write to it."""
+
+    run: Run
+    fence: int
+
+
+class Engine:
+    """Executes runs, one task each. Never two on one database: the store's unique index sees to that."""
+
+    def __init__(self, store: Store, clock: Clock, guarded: Mapping[str, Guarded], happenings: Happenings) -> None:
+        self._store = store
+        self._clock = clock
+        self._guarded = guarded
+        self._happenings = happenings
+        self._tasks: dict[str, asyncio.Task[Run]] = {}
+        self._stopping = asyncio.Event()
+        self.progress: dict[str, Progress] = {}
+
+    def start(self, run: Run) -> asyncio.Task[Run]:
+        """Execute a running run in the background; once, however often it is asked for."""
+        task = self._tasks.get(run.id)
+        if task is None or task.done():
+            task = asyncio.create_task(self._execute(run.id), name=run.id)
+            self._tasks[run.id] = task
+            task.add_done_callback(lambda _: self._tasks.pop(run.id, None))
+        return task
+
+    async def recover(self) -> list[Run]:
+        """Resume every run that was running when the last process ended."""
+        unfinished = await self._store.unfinished_runs()
+        running = [run for run in unfinished if run.state is RunState.RUNNING]
+        for run in running:
+            self._happenings.tell("run_resumed", run=run.id, target=run.target, after="restart")
+            self.start(run)
+        return running
+
+    async def stop(self) -> None:
+        """Stop at the next boundary between steps; a step that is under way is finished, one that only reads is cut."""
+        self._stopping.set()
+        if self._tasks:
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    # -- one run -------------------------------------------------------------------------------------------------------
+
+    async def _execute(self, run_id: str) -> Run:
+        fence = await self._store.take_lease(run_id)
+        run = await self._store.run(run_id)
+        if run is None:
+            raise NotFoundError(f"there is no run {run_id}")
+        lease = Lease(run, fence)
+        try:
+            return await self._take_steps(lease)
+        except StoppedError:
+            self._happenings.tell("run_interrupted", run=run.id, target=run.target)
+            return run
+        except StoreUnavailableError as error:
+            # Without the journal nothing may be done; the next start resumes from what is recorded.
+            log.error("run_stopped", run=run.id, error=str(error))
+            return run
+        finally:
+            self.progress.pop(run_id, None)
+
+    async def _take_steps(self, lease: Lease) -> Run:
+        run = lease.run
+        for number, step in enumerate(run.plan.steps):
+            if self._stopping.is_set():
+                raise StoppedError
+            context = self._context(lease, number)
+            try:
+                await self._take(step, context, lease)
+            except HeldError as error:
+                return await self._hold(lease, number, step, error)
+            except RollbackdError as error:
+                return await self._fail(lease, number, step, error)
+        return await self._finish(lease, RunState.SUCCEEDED, "")
+
+    async def _take(self, step: Step, context: steps.StepContext, lease: Lease) -> None:
+        records = [r for r in await context.journal() if r.step == context.number]
+        last = records[-1].phase if records else None
+        if last is StepPhase.DONE:
+            return
+        attempts_before = max((r.attempt for r in records), default=0)
+        began = asyncio.get_running_loop().time()
+        seen = await self._look(step, context)
+        todo = next_for_step(_begun(records), seen.observation)
+        if todo is Next.HOLD:
+            raise HeldError(seen.statement or "what this step did before the restart can't be seen", seen.evidence)
+        if todo is Next.RECORD_DONE:
+            await self._record(lease, step, context.number, attempts_before, StepPhase.DONE, {**seen.evidence, "found": True})
+        else:
+            await self._perform_with_retries(step, context, lease, attempts_before, began)
+
+    async def _perform_with_retries(
+        self, step: Step, context: steps.StepContext, lease: Lease, attempts_before: int, began: float
+    ) -> None:
+        number = context.number
+        # The one place that retries: a transient fault, with the world looked at before each new attempt.
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(step.attempts),
+            wait=wait_exponential_jitter(initial=RETRY_FIRST_S, max=RETRY_LONGEST_S),
+            retry=retry_if_exception_type(TransientError),
+            reraise=True,
+        ):
+            with attempt:
+                tried = attempts_before + attempt.retry_state.attempt_number
+                if attempt.retry_state.attempt_number > 1:
+                    again = await self._look(step, context)
+                    if again.observation is Observation.DONE:
+                        await self._record(lease, step, number, tried, StepPhase.DONE, again.evidence)
+                        return
+                    if again.observation is Observation.UNKNOWABLE:
+                        raise HeldError(again.statement, again.evidence)
+                intent = await steps.prepare_intent(step, context)
+                await self._record(lease, step, number, tried, StepPhase.INTENT, intent)
+                try:
+                    evidence = await self._perform(step, context)
+                except (RollbackdError, TimeoutError) as error:
+                    await self._record_failure(lease, step, number, tried, error)
+                    raise
+                seconds = round(asyncio.get_running_loop().time() - began, 6)
+                await self._record(lease, step, number, tried, StepPhase.DONE, {**evidence, "seconds": seconds})
+
+    async def _perform(self, step: Step, context: steps.StepContext) -> steps.Evidence:
+        """Perform once within the step's time, and believe only what is seen afterwards."""
+        try:
+            async with asyncio.timeout(step.timeout_s):
+                evidence = await self._until_stopped(step, context)
+        except TimeoutError:
+            raise TransientError(f"the step took longer than its {step.timeout_s:g} s") from None
+        if isinstance(step, steps.READING):
+            return evidence
+        seen = await self._look(step, context)
+        if seen.observation is Observation.UNKNOWABLE:
+            raise HeldError(seen.statement, seen.evidence)
+        if seen.observation is Observation.NOT_DONE and not evidence.get("reused"):
+            raise TransientError(f"the step reported success, and the world doesn't show it: {step_text(step)}")
+        return {**evidence, **seen.evidence}
+
+    async def _until_stopped(self, step: Step, context: steps.StepContext) -> steps.Evidence:
+        """A step that only reads is cut when the engine stops; every other one is waited for."""
+        if not isinstance(step, steps.READING):
+            return await steps.perform(step, context)
+        performing = asyncio.create_task(steps.perform(step, context))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({performing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not performing.done():
+                raise StoppedError
+            return performing.result()
+        finally:
+            for task in (performing, stopping):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, RollbackdError):
+                    await task
+
+    async def _look(self, step: Step, context: steps.StepContext) -> steps.Observed:
+        """Observe, with patience: a database that can't be reached for a moment proves nothing."""
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(5),
+            wait=wait_exponential_jitter(initial=RETRY_FIRST_S, max=RETRY_LONGEST_S),
+            retry=retry_if_exception_type(TransientError),
+            reraise=True,
+        ):
+            with attempt:
+                return await steps.observe(step, context)
+        raise AssertionError("tenacity either returns or raises")
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    async def _hold(self, lease: Lease, number: int, step: Step, error: HeldError) -> Run:
+        await self._record(lease, step, number, 0, StepPhase.HELD, {"statement": error.statement, **error.evidence})
+        return await self._finish(lease, RunState.HELD, error.statement)
+
+    async def _fail(self, lease: Lease, number: int, step: Step, error: RollbackdError) -> Run:
+        """Nothing was changed: take back what can be; something was: only a person can say how to go on."""
+        reason = f"{step_text(step)}: {error}"
+        done = await self._done_before(lease.run, number)
+        if any(isinstance(earlier, Downgrade) for earlier in done.values()):
+            return await self._hold(lease, number, step, HeldError(f"the database was downgraded, and then {reason}"))
+        if isinstance(step, Downgrade):
+            seen = await self._look_safely(step, self._context(lease, number))
+            if seen is None or seen.observation is not Observation.NOT_DONE:
+                said = seen.statement if seen is not None else "where the database stands can't be read"
+                return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
+        for earlier_number, earlier in reversed(done.items()):
+            try:
+                taken_back = await steps.undo(earlier, self._context(lease, earlier_number))
+            except RollbackdError as failure:
+                statement = f"{reason}. The database is unchanged, but taking back '{step_text(earlier)}' failed: {failure}"
+                return await self._hold(lease, number, step, HeldError(statement))
+            if taken_back is not None:
+                await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, taken_back)
+        return await self._finish(lease, RunState.FAILED, f"{reason}. The database is unchanged")
+
+    async def _done_before(self, run: Run, number: int) -> dict[int, Step]:
+        """Earlier steps that were done, and the present one if it was at least begun."""
+        begun = {r.step for r in await self._store.journal_of(run.id) if r.phase in (StepPhase.DONE, StepPhase.INTENT)}
+        done = {n: run.plan.steps[n] for n in sorted(begun) if n < number}
+        if number in begun and not isinstance(run.plan.steps[number], Downgrade):
+            done[number] = run.plan.steps[number]
+        return done
+
+    async def _look_safely(self, step: Step, context: steps.StepContext) -> steps.Observed | None:
+        try:
+            return await self._look(step, context)
+        except RollbackdError:
+            return None
+
+    async def _finish(self, lease: Lease, state: RunState, statement: str) -> Run:
+        run = lease.run
+        moved = await self._store.move_run(
+            run.id, RunState.RUNNING, state, self._clock.now(), statement=statement, fence=lease.fence
+        )
+        seconds = (self._clock.now() - (moved.started_at or moved.created_at)).total_seconds()
+        self._happenings.tell(
+            "run_ended",
+            run=run.id,
+            target=run.target,
+            environment=self._guarded[run.target].settings.environment,
+            state=str(state),
+            trigger=run.trigger,
+            statement=statement,
+            seconds=seconds,
+            way_back=str(run.plan.way_back),
+        )
+        return moved
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def _context(self, lease: Lease, number: int) -> steps.StepContext:
+        run = lease.run
+
+        async def write(text: str) -> None:
+            self._happenings.tell("statement_executed", run=run.id, target=run.target, text=text)
+            await self._store.log([LogLine(run=run.id, step=number, at=self._clock.now(), text=text)])
+
+        async def progressed(progress: Progress) -> None:
+            self.progress[run.id] = progress
+            self._happenings.tell(
+                "step_progressed", run=run.id, target=run.target, done=progress.done, total=progress.total, unit=progress.unit
+            )
+
+        return steps.StepContext(
+            run=run,
+            number=number,
+            guarded=self._guarded[run.target],
+            store=self._store,
+            clock=self._clock,
+            log=write,
+            progress=progressed,
+        )
+
+    async def _record(
+        self, lease: Lease, step: Step, number: int, attempt: int, phase: StepPhase, evidence: steps.Evidence
+    ) -> None:
+        run = lease.run
+        record = StepRecord(run=run.id, step=number, attempt=attempt, phase=phase, at=self._clock.now(), evidence=evidence)
+        await self._store.journal(record, lease.fence)
+        self._happenings.tell(
+            "step_recorded",
+            run=run.id,
+            target=run.target,
+            environment=self._guarded[run.target].settings.environment,
+            step=number,
+            kind=step.kind,
+            phase=str(phase),
+            attempt=attempt,
+            seconds=evidence.get("seconds", 0.0),
+        )
+        if phase is StepPhase.DONE:
+            self.progress.pop(run.id, None)
+
+    async def _record_failure(
+        self, lease: Lease, step: Step, number: int, attempt: int, error: RollbackdError | TimeoutError
+    ) -> None:
+        evidence: steps.Evidence = {"error": str(error), "class": type(error).__name__}
+        if isinstance(error, HeldError):
+            evidence.update(error.evidence)
+        await self._record(lease, step, number, attempt, StepPhase.FAILED, evidence)
+
+
+def _begun(records: list[StepRecord]) -> StepPhase | None:
+    """Whether an intent is on record: a step that failed or was held may have done something all the same."""
+    return StepPhase.INTENT if any(r.phase is StepPhase.INTENT for r in records) else None
+
+

@@ -1,0 +1,262 @@
+"""What people and CD systems ask for by hand: plan, roll back, approve, deny, resume, abandon, pause, the deploy gate."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Protocol
+
+import msgspec
+
+from rollbackd.core.checks import Finding, Outcome
+from rollbackd.core.events import Event, EventKind
+from rollbackd.core.gates import GateFinding, Pause
+from rollbackd.core.plan import Plan
+from rollbackd.core.records import BackupRecord, Deployment, Run
+from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
+from rollbackd.ports import Clock, Progress, Store
+from rollbackd.workflow import permitting
+from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.runs import MANUAL, Runs
+from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
+
+EVERYTHING = "*"
+
+
+class Watches(Protocol):
+    """The part of the pipeline that the gate needs."""
+
+    async def begin(self, event: Event, guarded: Guarded) -> Deployment: ...
+    async def prepared(self, deployment_id: str) -> None: ...
+
+
+class GateAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """May this deploy start? With `go` the state is documented and the backup proved."""
+
+    go: bool
+    reasons: tuple[str, ...]
+    deployment: str = ""
+    heads: tuple[str, ...] = ()
+    backup: dict[str, object] = {}
+
+
+class Operations:
+    """Each method is one thing that can be asked for; the command line and the API call the same ones."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        guarded: Mapping[str, Guarded],
+        planners: Mapping[str, Planner],
+        runs: Runs,
+        happenings: Happenings,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._guarded = guarded
+        self._planners = planners
+        self._runs = runs
+        self._happenings = happenings
+        self._gates: dict[str, asyncio.Lock] = {}
+
+    async def plan(self, target: str, *, to: str, release: str = "") -> tuple[Plan, tuple[GateFinding, ...]]:
+        """Plan without doing anything, and say what the gates would answer to a person."""
+        guarded = self._named(target)
+        plan = await self._plan(guarded, to, release)
+        gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=True, incident="")
+        return plan, gates
+
+    async def roll_back(
+        self,
+        target: str,
+        *,
+        to: str,
+        reason: str,
+        requested_by: str,
+        incident: str = "",
+        release: str = "",
+        plan_sha256: str = "",
+    ) -> Run:
+        """Ask for a rollback by hand. With `plan_sha256` it must come out as the very plan that was shown."""
+        guarded = self._named(target)
+        if not reason.strip():
+            raise RefusedError("a reason is needed: it stands in the report")
+        plan = await self._plan(guarded, to, release)
+        if plan_sha256 and plan.sha256() != plan_sha256:
+            raise RefusedError("the plan has changed since it was shown: look at it again")
+        given = await self._runs.incident_for(guarded, incident, reason, requested_by)
+        gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=True, incident=given)
+        deployment = await self._last_deployment(guarded)
+        return await self._runs.ask_for(
+            plan,
+            gates,
+            trigger=MANUAL,
+            requested_by=requested_by,
+            reason=reason,
+            incident=given,
+            deployment=deployment.id if deployment is not None else "",
+        )
+
+    async def approve(self, run: str, actor: str, *, plan_sha256: str = "", reason: str = "") -> Run:
+        """Say yes to a run that awaits approval."""
+        return await self._runs.approve(run, actor, plan_sha256=plan_sha256, reason=reason)
+
+    async def deny(self, run: str, actor: str, *, reason: str = "") -> Run:
+        """Say no to a run that awaits approval."""
+        return await self._runs.deny(run, actor, reason=reason)
+
+    async def resume(self, run: str, actor: str) -> Run:
+        """Go on with a held run."""
+        return await self._runs.resume(run, actor)
+
+    async def abandon(self, run: str, actor: str, *, reason: str = "") -> Run:
+        """Let a held run go."""
+        return await self._runs.abandon(run, actor, reason=reason)
+
+    async def pause(self, target: str, who: str, why: str, for_s: float | None) -> Pause:
+        """Stop all automation of a target, or of all with `*`."""
+        if target != EVERYTHING:
+            self._named(target)
+        if not why.strip():
+            raise RefusedError("a reason is needed: people will ask why nothing happened")
+        now = self._clock.now()
+        until = now + timedelta(seconds=for_s) if for_s else None
+        pause = Pause(target=target, who=who, why=why, since=now, until=until)
+        await self._store.save_pause(pause)
+        self._happenings.tell("automation_paused", target=target, who=who, why=why)
+        return pause
+
+    async def unpause(self, target: str, who: str) -> bool:
+        """Let automation go on; False when nothing was paused."""
+        lifted = await self._store.lift_pause(target)
+        if lifted:
+            self._happenings.tell("automation_unpaused", target=target, who=who)
+        return lifted
+
+    async def gate(self, target: str, event: Event, watches: Watches) -> GateAnswer:
+        """May this deploy start? Waits until the state is documented and, where a backup is configured, proved.
+
+        A second call for the same target waits for the first, and uses its backup if it is young enough.
+        """
+        guarded = self._named(target)
+        lock = self._gates.setdefault(target, asyncio.Lock())
+        async with lock:
+            unfinished = [r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key]
+            if unfinished:
+                reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
+                return GateAnswer(go=False, reasons=(reason,))
+            try:
+                deployment = await self._deployment_for(guarded, event, watches)
+                await watches.prepared(deployment.id)
+                documented = await self._store.deployment(deployment.id)
+                if documented is None or documented.heads_before is None:
+                    return GateAnswer(go=False, reasons=("the state before the deploy couldn't be documented",))
+                backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
+            except RollbackdError as error:
+                return GateAnswer(go=False, reasons=(str(error),))
+            reasons = () if backup is not None else ("no backup is configured for this target",)
+            return GateAnswer(
+                go=True,
+                reasons=reasons,
+                deployment=deployment.id,
+                heads=documented.heads_before,
+                backup=backup_evidence(backup) if backup is not None else {},
+            )
+
+    async def readiness(self, target: str) -> tuple[Finding, ...]:
+        """Everything that a run would need of this target, checked now; nothing is changed."""
+        guarded = self._named(target)
+        findings: list[Finding] = []
+        try:
+            identity = await guarded.database.identity()
+            text = f"PostgreSQL {identity.server_version // 10_000}, database {identity.database}"
+            findings.append(Finding(check="database", outcome=Outcome.PASSED, text=text))
+            findings += await guarded.database.rights()
+        except RollbackdError as error:
+            findings.append(Finding(check="database", outcome=Outcome.FAILED, text=str(error)))
+        findings += await self._worker_readiness(guarded)
+        findings += await guarded.backups.readiness() if guarded.settings.backs_up else ()
+        findings += await guarded.application.readiness()
+        return tuple(findings)
+
+    async def _worker_readiness(self, guarded: Guarded) -> list[Finding]:
+        try:
+            described = await guarded.worker.describe()
+            environment = await guarded.worker.environment()
+        except RollbackdError as error:
+            return [Finding(check="migrations", outcome=Outcome.FAILED, text=str(error))]
+        finally:
+            await guarded.worker.close()
+        text = (
+            f"{len(described.revisions)} revisions, Alembic {described.alembic}, SQLAlchemy {described.sqlalchemy},"
+            f" {environment.driver}, {described.python}"
+        )
+        known = {revision.id for revision in described.revisions}
+        unknown = [head for head in environment.heads if head not in known]
+        findings = [Finding(check="migrations", outcome=Outcome.PASSED, text=text)]
+        if unknown:
+            text = f"the database is at {', '.join(unknown)}, which no script here knows"
+            findings.append(Finding(check="stamp", outcome=Outcome.FAILED, text=text))
+        configured = guarded.settings.migrations.version_table
+        if environment.version_table != configured:
+            text = f"env.py uses the version table {environment.version_table}: set 'migrations.version_table' (now {configured})"
+            findings.append(Finding(check="version_table_name", outcome=Outcome.FAILED, text=text))
+        return findings
+
+    async def _gate_backup(self, guarded: Guarded) -> BackupRecord:
+        horizon = self._clock.now() - timedelta(seconds=guarded.settings.backup.reuse_within)
+        level = guarded.settings.policy.backup_level
+        for known in await self._store.backups(guarded.name, 5):
+            usable = known.removed_at is None and not known.tables and known.level >= level
+            if usable and known.created_at >= horizon and await guarded.backups.is_whole(known):
+                return known
+        backup = await guarded.backups.take(
+            "", GATE_BACKUP, tables=(), timeout_s=guarded.settings.backup.dump_timeout, on_progress=_unheard
+        )
+        proved = await guarded.backups.prove(
+            backup, level=level, timeout_s=guarded.settings.backup.proof_timeout, on_progress=_unheard
+        )
+        await self._store.save_backup(proved)
+        self._happenings.tell(
+            "backup_proved",
+            target=guarded.name,
+            environment=guarded.settings.environment,
+            backup=proved.id,
+            level=proved.level,
+            size_bytes=proved.size_bytes,
+        )
+        return proved
+
+    async def _deployment_for(self, guarded: Guarded, event: Event, watches: Watches) -> Deployment:
+        for known in await self._store.deployments(guarded.name, 20):
+            same_id = bool(event.deployment) and known.sender_id == event.deployment
+            same_version = not event.deployment and known.version == event.version and known.ended_at is None
+            if same_id or same_version:
+                return known
+        return await watches.begin(msgspec.structs.replace(event, kind=EventKind.DEPLOY_STARTED), guarded)
+
+    async def _plan(self, guarded: Guarded, to: str, release: str) -> Plan:
+        deployment = await self._last_deployment(guarded)
+        release_to, release_from, kept = release, "", ""
+        if deployment is not None:
+            release_to = release or deployment.previous_version
+            release_from, kept = deployment.version, deployment.scripts_sha256
+        return await self._planners[guarded.name].downgrade(
+            to, release_from=release_from, release_to=release_to, kept_scripts=kept
+        )
+
+    async def _last_deployment(self, guarded: Guarded) -> Deployment | None:
+        known = await self._store.deployments(guarded.name, 1)
+        return known[0] if known else None
+
+    def _named(self, target: str) -> Guarded:
+        guarded = self._guarded.get(target)
+        if guarded is None:
+            raise NotFoundError(f"there is no target {target}; configured are {', '.join(self._guarded) or 'none'}")
+        return guarded
+
+
+async def _unheard(progress: Progress) -> None:
+    """The gate's caller waits for the answer; nobody listens to the progress."""

@@ -1,0 +1,342 @@
+"""The pipeline: takes recorded events one after another and brings each to bear. What it does is recorded with the event."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+
+from rollbackd.core.assess import DeployWord
+from rollbackd.core.events import Category, Event, EventKind, Severity
+from rollbackd.core.evidence import Signal
+from rollbackd.core.records import Deployment, Incident, QueuedEvent
+from rollbackd.errors import RollbackdError, StoreUnavailableError
+from rollbackd.ports import Clock, Store
+from rollbackd.workflow.deciding import Deciding
+from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.operations import Operations
+from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.watching import Watch
+
+AT_ONCE = 100
+UPKEEP_EVERY_S = 30.0
+STORE_RETRY_S = 2.0
+log = structlog.get_logger()
+
+
+class Pipeline:
+    """One task reads the queue; each watched deployment has a task of its own, so that no target slows another."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        guarded: Mapping[str, Guarded],
+        planners: Mapping[str, Planner],
+        deciding: Deciding,
+        operations: Operations,
+        happenings: Happenings,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._guarded = guarded
+        self._planners = planners
+        self._deciding = deciding
+        self._operations = operations
+        self._happenings = happenings
+        self._wake = asyncio.Event()
+        self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
+        self._requests: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Something was recorded."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled: first what was left, then what comes."""
+        for deployment in await self._store.watched_deployments():
+            self._watch(deployment)
+        while True:
+            self._wake.clear()
+            try:
+                await self._take_all()
+            except StoreUnavailableError as error:
+                log.error("store_unavailable", error=str(error))
+                await asyncio.sleep(STORE_RETRY_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UPKEEP_EVERY_S):
+                    await self._wake.wait()
+
+    async def stop(self) -> None:
+        """End the watches; they are taken up again by the next start."""
+        tasks = [task for _, task in self._watches.values()] + list(self._requests)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def prepared(self, deployment_id: str) -> None:
+        """Wait until the state before this deployment is documented and its scripts are kept."""
+        deployment = await self._store.deployment(deployment_id)
+        if deployment is not None:
+            await self._watch(deployment).prepared.wait()
+
+    def watched(self) -> int:
+        """How many deployments are watched."""
+        return len(self._watches)
+
+    async def _take_all(self) -> None:
+        while events := await self._store.next_events(AT_ONCE):
+            for queued in events:
+                try:
+                    outcome = await self._take(queued)
+                except StoreUnavailableError:
+                    raise
+                except RollbackdError as error:
+                    outcome = f"refused: {error}"
+                await self._store.settle_event(queued.seq, outcome, self._clock.now())
+                self._happenings.tell("event_settled", kind=str(queued.event.kind), hook=queued.hook, outcome=outcome)
+
+    async def _take(self, queued: QueuedEvent) -> str:
+        event = queued.event
+        targets = [
+            g
+            for g in self._guarded.values()
+            if g.settings.service == event.service and g.settings.environment == event.environment
+        ]
+        if event.kind in (EventKind.SIGNAL_FIRING, EventKind.SIGNAL_RESOLVED):
+            await self._signal(queued, targets)
+        if not targets:
+            return f"no target guards {event.service or 'an unnamed service'} in {event.environment or 'an unnamed environment'}"
+        outcomes = [await self._bring_to_bear(queued, guarded) for guarded in targets]
+        return "; ".join(outcomes)
+
+    async def _bring_to_bear(self, queued: QueuedEvent, guarded: Guarded) -> str:
+        event = queued.event
+        match event.kind:
+            case EventKind.SIGNAL_FIRING | EventKind.SIGNAL_RESOLVED:
+                deployment = await self._newest_watched(guarded)
+                if deployment is None:
+                    return f"{guarded.name}: noted; no deployment is being watched"
+                self._watch(deployment).nudge()
+                return f"{guarded.name}: noted for {deployment.id}"
+            case EventKind.INCIDENT_OPENED | EventKind.INCIDENT_CLOSED:
+                return await self._incident(queued, guarded)
+            case EventKind.APPROVAL_GRANTED | EventKind.APPROVAL_DENIED:
+                return await self._approval(event, f"hook:{queued.hook}:{event.actor}")
+            case EventKind.ROLLBACK_REQUESTED:
+                self._request_rollback(queued, guarded)
+                return f"{guarded.name}: a rollback was asked for"
+            case _:
+                return await self._deploy(queued, guarded)
+
+    # -- deployments ---------------------------------------------------------------------------------------------------
+
+    async def _deploy(self, queued: QueuedEvent, guarded: Guarded) -> str:
+        event = queued.event
+        deployment = await self._find(event, guarded)
+        if deployment is None:
+            if event.kind is EventKind.DEPLOY_SUCCEEDED and not event.deployment and not event.version:
+                return f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
+            deployment = await self.begin(event, guarded, queued)
+        changed = _with_word(deployment, event, queued)
+        if changed != deployment:
+            await self._store.save_deployment(changed)
+        self._watch(changed).nudge()
+        return f"{guarded.name}: {event.kind} noted for {changed.id}"
+
+    async def begin(self, event: Event, guarded: Guarded, queued: QueuedEvent | None = None) -> Deployment:
+        """Start watching a new deployment. An older one of the target that is still watched ends as superseded."""
+        for older in await self._store.watched_deployments():
+            if older.target == guarded.name:
+                ended = msgspec.structs.replace(older, ended_at=self._clock.now(), outcome="superseded")
+                await self._store.save_deployment(ended)
+                self._happenings.tell(
+                    "deployment_ended",
+                    deployment=older.id,
+                    target=guarded.name,
+                    environment=guarded.settings.environment,
+                    outcome="superseded",
+                )
+        now = queued.received_at if queued is not None else self._clock.now()
+        # A sender's clock may be ahead; a deployment can't begin after we heard of it.
+        started = min(event.occurred_at, now) if event.occurred_at is not None else now
+        deployment = Deployment(
+            id=self._clock.new_id("deploy"),
+            target=guarded.name,
+            sender_id=event.deployment,
+            version=event.version,
+            previous_version=event.previous_version,
+            started_at=started,
+            heads_expected=(event.to_revision,) if event.to_revision else (),
+            url=event.url,
+        )
+        await self._store.save_deployment(deployment)
+        self._happenings.tell(
+            "deployment_started",
+            deployment=deployment.id,
+            target=guarded.name,
+            environment=guarded.settings.environment,
+            version=event.version,
+        )
+        self._watch(deployment)
+        return deployment
+
+    async def _find(self, event: Event, guarded: Guarded) -> Deployment | None:
+        """The deployment that an event is about: by the sender's id, else by version, else the one being watched."""
+        recent = await self._store.deployments(guarded.name, 20)
+        if event.deployment:
+            found = [d for d in recent if d.sender_id == event.deployment]
+            if found or event.kind is EventKind.DEPLOY_STARTED:
+                return found[0] if found else None
+        if event.kind is EventKind.DEPLOY_STARTED:
+            return next((d for d in recent if d.version == event.version and d.ended_at is None and not d.sender_id), None)
+        if event.version:
+            found = [d for d in recent if d.version == event.version and d.ended_at is None]
+            if found:
+                return found[0]
+        return next((d for d in recent if d.ended_at is None), None)
+
+    async def _newest_watched(self, guarded: Guarded) -> Deployment | None:
+        watched = [d for d in await self._store.watched_deployments() if d.target == guarded.name]
+        return watched[-1] if watched else None
+
+    def _watch(self, deployment: Deployment) -> Watch:
+        known = self._watches.get(deployment.id)
+        if known is not None:
+            return known[0]
+        watch = Watch(
+            deployment.id,
+            self._guarded[deployment.target],
+            self._planners[deployment.target],
+            self._store,
+            self._clock,
+            self._happenings,
+            self._deciding.consider,
+        )
+        if deployment.ended_at is not None or deployment.target not in self._guarded:
+            return watch
+        task = asyncio.create_task(watch.run(), name=f"watch {deployment.id}")
+        self._watches[deployment.id] = (watch, task)
+        task.add_done_callback(lambda done: self._watch_ended(deployment, done))
+        return watch
+
+    def _watch_ended(self, deployment: Deployment, task: asyncio.Task[None]) -> None:
+        self._watches.pop(deployment.id, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("watch_died", deployment=deployment.id, target=deployment.target, exc_info=task.exception())
+        if not any(self._targets_of_watches(deployment.target)):
+            closing = asyncio.create_task(self._let_rest(self._guarded[deployment.target]))
+            self._requests.add(closing)
+            closing.add_done_callback(self._requests.discard)
+
+    def _targets_of_watches(self, target: str) -> list[str]:
+        return [task.get_name() for _, task in self._watches.values() if target in task.get_name()]
+
+    async def _let_rest(self, guarded: Guarded) -> None:
+        """A target at rest costs nothing: no connection, no waiting worker."""
+        if not any(run.target == guarded.name for run in await self._store.unfinished_runs()):
+            await guarded.worker.close()
+            await guarded.database.close()
+
+    # -- everything else ------------------------------------------------------------------------------------------------
+
+    async def _signal(self, queued: QueuedEvent, targets: list[Guarded]) -> None:
+        event = queued.event
+        service = targets[0].settings.service if targets else event.service
+        at = event.occurred_at or queued.received_at
+        key = event.key or event.name
+        resolved = at if event.kind is EventKind.SIGNAL_RESOLVED else None
+        known = [
+            s
+            for s in await self._store.signals(service, event.environment, at)
+            if s.source == queued.hook and s.key == key
+        ]
+        started = known[0].started_at if known and resolved is not None else at
+        signal = Signal(
+            source=queued.hook,
+            key=key,
+            name=event.name,
+            category=event.category or Category.ERRORS,
+            severity=event.severity or Severity.WARNING,
+            started_at=started,
+            resolved_at=resolved,
+            reason=event.reason,
+            url=event.url,
+            delivery=queued.delivery,
+        )
+        await self._store.save_signal(service, event.environment, signal)
+
+    async def _incident(self, queued: QueuedEvent, guarded: Guarded) -> str:
+        event = queued.event
+        known = await self._store.open_incident(guarded.name)
+        if event.kind is EventKind.INCIDENT_CLOSED:
+            if known is None:
+                return f"{guarded.name}: no incident is open"
+            await self._store.save_incident(msgspec.structs.replace(known, closed_at=self._clock.now()))
+            return f"{guarded.name}: {known.id} closed"
+        incident = Incident(
+            id=self._clock.new_id("incident"),
+            target=guarded.name,
+            opened_at=event.occurred_at or queued.received_at,
+            opened_by=f"hook:{queued.hook}",
+            reference=event.key or event.name or event.url,
+            reason=event.reason,
+        )
+        await self._store.save_incident(incident)
+        return f"{guarded.name}: {incident.id} opened"
+
+    async def _approval(self, event: Event, actor: str) -> str:
+        if event.kind is EventKind.APPROVAL_GRANTED:
+            await self._operations.approve(event.run, actor, reason=event.reason)
+            return f"{event.run} approved by {actor}"
+        await self._operations.deny(event.run, actor, reason=event.reason)
+        return f"{event.run} denied by {actor}"
+
+    def _request_rollback(self, queued: QueuedEvent, guarded: Guarded) -> None:
+        """Planning takes its time, and the queue must not wait for it."""
+
+        async def ask() -> None:
+            event = queued.event
+            try:
+                await self._operations.roll_back(
+                    guarded.name,
+                    to=event.to_revision,
+                    reason=event.reason,
+                    requested_by=f"hook:{queued.hook}",
+                    release=event.previous_version,
+                )
+            except RollbackdError as error:
+                self._happenings.tell("rollback_refused", target=guarded.name, reason=str(error), delivery=queued.delivery)
+
+        task = asyncio.create_task(ask())
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+
+def _with_word(deployment: Deployment, event: Event, queued: QueuedEvent) -> Deployment:
+    """The deployment with what the CD system now says of it. A late word never overrides a later one."""
+    at = event.occurred_at or queued.received_at
+    changes: dict[str, object] = {}
+    match event.kind:
+        case EventKind.DEPLOY_SUCCEEDED:
+            changes = {"deploy": DeployWord.SUCCEEDED, "succeeded_at": deployment.succeeded_at or at}
+        case EventKind.DEPLOY_FAILED:
+            changes = {"deploy": DeployWord.FAILED}
+        case EventKind.MIGRATION_STARTED if deployment.migration is DeployWord.NOTHING:
+            changes = {"migration": DeployWord.STARTED}
+        case EventKind.MIGRATION_APPLIED:
+            changes = {"migration": DeployWord.SUCCEEDED}
+        case EventKind.MIGRATION_FAILED:
+            changes = {"migration": DeployWord.FAILED, "migration_reason": event.reason}
+    if event.to_revision and not deployment.heads_expected:
+        changes["heads_expected"] = (event.to_revision,)
+    if event.previous_version and not deployment.previous_version:
+        changes["previous_version"] = event.previous_version
+    if event.version and not deployment.version:
+        changes["version"] = event.version
+    return msgspec.structs.replace(deployment, **changes)
+
+

@@ -1,0 +1,174 @@
+"""Putting a run's report together out of the store."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from rollbackd.core.assess import heads_text
+from rollbackd.core.checks import Finding
+from rollbackd.core.matrix import Action
+from rollbackd.core.plan import WayBack, step_text
+from rollbackd.core.records import BackupRecord, Run, StepRecord, StoredDecision, TableCount
+from rollbackd.core.report import NextStep, Report, ReportBackup, ReportRevision, ReportStep
+from rollbackd.core.run import RunState, StepPhase
+from rollbackd.errors import NotFoundError
+from rollbackd.ports import Clock, Store
+from rollbackd.workflow.guarded import Guarded
+
+LOG_LINES = 500
+
+
+class Reporting:
+    """Writes reports. Works on a store that is open for reading only."""
+
+    def __init__(self, store: Store, clock: Clock, guarded: Mapping[str, Guarded]) -> None:
+        self._store = store
+        self._clock = clock
+        self._guarded = guarded
+
+    async def report(self, run_id: str) -> Report:
+        """The report of one run as it stands now.
+
+        Raises:
+            NotFoundError: when there is no such run.
+        """
+        run = await self._store.run(run_id)
+        if run is None:
+            raise NotFoundError(f"there is no run {run_id}; 'rollbackd history' lists them")
+        guarded = self._guarded.get(run.target)
+        journal = await self._store.journal_of(run_id)
+        decision = await self._store.decision(run.decision) if run.decision else None
+        approvals = await self._store.approvals(run_id)
+        log = await self._store.log_of(run_id)
+        backups = await self._backups(run, journal)
+        return Report(
+            run=run.id,
+            target=run.target,
+            service=guarded.settings.service if guarded else "",
+            environment=guarded.settings.environment if guarded else "",
+            status=str(run.state),
+            statement=run.statement,
+            written_at=self._clock.now(),
+            date=run.started_at or run.created_at,
+            reason=run.reason,
+            executed_by=f"{run.requested_by} ({run.trigger})",
+            approved_by=tuple(a.actor for a in approvals if a.granted),
+            incident=run.incident,
+            method=str(run.plan.way_back),
+            from_heads=run.plan.from_heads,
+            to_heads=run.plan.to_heads,
+            release_from=run.plan.release_from,
+            release_to=run.plan.release_to,
+            revisions=tuple(
+                ReportRevision(
+                    id=r.id, title=r.title, effects=tuple(e.text() for e in r.effects), statements=r.statements
+                )
+                for r in run.plan.revisions
+            ),
+            counts_before=_counts(journal, last=False),
+            counts_after=_counts(journal, last=True),
+            backups=tuple(_report_backup(backup, guarded) for backup in backups),
+            steps=tuple(_report_step(run, number, journal) for number in range(len(run.plan.steps))),
+            log=tuple(line.text for line in log if not line.text.startswith("-- probes"))[:LOG_LINES],
+            findings=_findings(journal),
+            loses=run.plan.loses,
+            decision=_decision(decision),
+            next_steps=_next_steps(run, decision),
+        )
+
+    async def _backups(self, run: Run, journal: list[StepRecord]) -> list[BackupRecord]:
+        named = {str(r.evidence["backup"]) for r in journal if "backup" in r.evidence}
+        known = await self._store.backups(run.target, 1000)
+        return sorted((b for b in known if b.id in named or b.run == run.id), key=lambda b: b.created_at)
+
+
+def _report_backup(backup: BackupRecord, guarded: Guarded | None) -> ReportBackup:
+    return ReportBackup(
+        id=backup.id,
+        purpose=backup.purpose,
+        location=backup.location,
+        level=backup.level,
+        size_bytes=backup.size_bytes,
+        rows=sum(count.rows for count in backup.counts),
+        tables=backup.tables,
+        commands=tuple(guarded.backups.restore_commands(backup)) if guarded else (),
+    )
+
+
+def _report_step(run: Run, number: int, journal: list[StepRecord]) -> ReportStep:
+    records = [r for r in journal if r.step == number]
+    outcome, note = "not begun", ""
+    if records:
+        last = records[-1]
+        outcome = "under way" if last.phase is StepPhase.INTENT else str(last.phase)
+        note = str(last.evidence.get("statement") or last.evidence.get("error") or "")
+        if last.evidence.get("reused"):
+            note = f"took over {last.evidence['backup']}"
+        elif last.evidence.get("found"):
+            note = "was found done"
+    ended = records[-1].at if records and records[-1].phase is not StepPhase.INTENT else None
+    return ReportStep(
+        number=number,
+        text=step_text(run.plan.steps[number]),
+        kind=run.plan.steps[number].kind,
+        outcome=outcome,
+        began_at=records[0].at if records else None,
+        ended_at=ended,
+        attempts=max((r.attempt for r in records), default=0),
+        note=note,
+    )
+
+
+def _counts(journal: list[StepRecord], *, last: bool) -> tuple[TableCount, ...]:
+    counted = [r for r in journal if "counts" in r.evidence]
+    if not counted or (last and len(counted) < 2):
+        return ()
+    return msgspec.convert(counted[-1 if last else 0].evidence["counts"], tuple[TableCount, ...])
+
+
+def _findings(journal: list[StepRecord]) -> tuple[Finding, ...]:
+    """The latest word of every check, in the order in which they were first made."""
+    found: dict[tuple[int, str], Finding] = {}
+    for record in journal:
+        for finding in msgspec.convert(record.evidence.get("findings", []), list[Finding]):
+            found[record.step, finding.check] = finding
+    return tuple(found.values())
+
+
+def _decision(stored: StoredDecision | None) -> dict[str, str]:
+    if stored is None:
+        return {}
+    decision = stored.decision
+    aside = {"set aside": "; ".join(decision.set_aside)} if decision.set_aside else {}
+    return {"row": decision.row, "why": decision.why, **decision.reasons, **aside}
+
+
+def _next_steps(run: Run, stored: StoredDecision | None) -> tuple[NextStep, ...]:
+    steps: list[NextStep] = []
+    succeeded = run.state is RunState.SUCCEEDED
+    if run.plan.way_back is WayBack.STOP_WRITES:
+        steps.append(NextStep(text=f"Bring the database to {heads_text(run.plan.to_heads)}", done=succeeded))
+    if run.plan.way_back is WayBack.REDEPLOY_ONLY:
+        steps.append(NextStep(text="Nothing to downgrade: the database is where the old release left it", done=True))
+    if run.plan.release_to:
+        steps.append(NextStep(text=f"Put release {run.plan.release_to} back", done=succeeded))
+    if run.state is RunState.HELD:
+        steps.append(NextStep(text=f"Settle the hold: {run.statement}", done=False))
+        steps.append(NextStep(text=f"Then: rollbackd resume {run.id}, or rollbackd abandon {run.id}", done=False))
+    if run.state is RunState.AWAITING_APPROVAL:
+        steps.append(NextStep(text=f"Approve or deny: rollbackd approve {run.id}", done=False))
+    if run.state is RunState.FAILED:
+        steps.append(NextStep(text=f"Mend what stopped it: {run.statement}", done=False))
+    if stored is not None:
+        steps += [NextStep(text=text, done=False) for text in stored.decision.next_steps]
+        if stored.decision.action in (Action.ROLL_BACK, Action.ROLL_BACK_WITH_DEPLOYMENT) and not stored.decision.next_steps:
+            steps.append(NextStep(text="Fix the migration and deploy again", done=False))
+    elif run.plan.revisions:
+        steps.append(NextStep(text="Fix the migration and deploy again", done=False))
+    if run.plan.loses and succeeded:
+        steps.append(NextStep(text="Once the fixed migration is in, bring back what the downgrade destroyed (see above)", done=False))
+    if run.incident:
+        steps.append(NextStep(text=f"Close incident {run.incident}", done=False))
+    return tuple(steps)
+
+

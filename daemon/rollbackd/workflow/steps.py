@@ -1,0 +1,440 @@
+"""What each kind of step does: how it is observed, performed and, for one of them, undone.
+
+A step that only reads is observed as not done and simply made again. Every other one can tell from the world alone
+whether it happened, however its performer died.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+
+from rollbackd.core.assess import heads_text
+from rollbackd.core.checks import Finding, Outcome
+from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_probe
+from rollbackd.core.plan import (
+    AwaitPerson,
+    BackUp,
+    Confirm,
+    Downgrade,
+    Preserve,
+    ProveBackup,
+    StartApplication,
+    Step,
+    StopApplication,
+    ValidateApplication,
+    ValidateBefore,
+    ValidateDatabase,
+)
+from rollbackd.core.records import BackupRecord, Run, StateDocument, StepRecord
+from rollbackd.core.run import Observation, StepPhase
+from rollbackd.core.schema import Schema, compare_schemas
+from rollbackd.core.standing import Standing, where_it_stands
+from rollbackd.errors import HeldError, PermanentError, RefusedError, TransientError
+from rollbackd.ports import Clock, LogSink, ProgressSink, Store
+from rollbackd.workflow.documenting import document_state
+from rollbackd.workflow.guarded import Guarded
+
+ROLLBACK_BACKUP = "rollback"
+GATE_BACKUP = "gate"
+PRESERVED = "preserve"
+Evidence = dict[str, object]
+READING = (ValidateBefore, ValidateDatabase, ValidateApplication, Confirm)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Everything a step may need."""
+
+    run: Run
+    number: int
+    guarded: Guarded
+    store: Store
+    clock: Clock
+    log: LogSink
+    progress: ProgressSink
+
+    async def journal(self) -> list[StepRecord]:
+        """The run's journal so far."""
+        return await self.store.journal_of(self.run.id)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a look at the world says, and what it saw."""
+
+    observation: Observation
+    evidence: Evidence
+    statement: str = ""
+
+
+async def observe(step: Step, context: StepContext) -> Observed:
+    """Look whether the step's effect is there."""
+    match step:
+        case BackUp():
+            return await _observe_backup(context)
+        case ProveBackup():
+            return await _observe_proof(step, context)
+        case StopApplication():
+            return _seen(await context.guarded.application.is_stopped())
+        case StartApplication():
+            return _seen(await context.guarded.application.runs(step.version))
+        case Preserve():
+            kept = await context.guarded.backups.find(context.run.id, PRESERVED)
+            return _seen(kept is not None and kept.level >= 4, backup_evidence(kept) if kept else {})
+        case Downgrade():
+            return await _observe_downgrade(step, context)
+        case AwaitPerson():
+            return await _observe_person(step, context)
+    return _seen(False)
+
+
+async def perform(step: Step, context: StepContext) -> Evidence:
+    """Bring the step's effect about; return the evidence.
+
+    Raises:
+        TransientError: trying again may help.
+        PermanentError, RefusedError: it won't.
+        HeldError: a person is needed.
+    """
+    match step:
+        case ValidateBefore():
+            return await _validate_before(step, context)
+        case BackUp():
+            return await _back_up(step, context)
+        case ProveBackup():
+            return await _prove(step, context)
+        case StopApplication():
+            await context.guarded.application.stop()
+            return {"stopped": step.version}
+        case Preserve():
+            return await _preserve(step, context)
+        case Downgrade():
+            return await _downgrade(step, context)
+        case ValidateDatabase():
+            return await _validate_database(step, context)
+        case StartApplication():
+            await context.guarded.application.start(step.version)
+            return {"started": step.version}
+        case ValidateApplication():
+            return await _validate_application(step, context)
+        case Confirm():
+            return await _confirm(step, context)
+        case AwaitPerson():
+            raise HeldError(step.statement)
+
+
+async def prepare_intent(step: Step, context: StepContext) -> Evidence:
+    """What must be on record before a step is performed: for a downgrade, the schema right before it."""
+    if not isinstance(step, Downgrade):
+        return {}
+    document = await document_state(context.guarded, context.store, context.clock, count=False)
+    return {"before_document": document.id}
+
+
+async def undo(step: Step, context: StepContext) -> Evidence | None:
+    """Take a step back after a later one failed with nothing changed; None where there is nothing to take back."""
+    if not isinstance(step, StopApplication):
+        return None
+    application = context.guarded.application
+    if not application.can_start or not step.version:
+        raise PermanentError("the application was stopped, and no command is declared that starts it")
+    await application.start(step.version)
+    if not await application.runs(step.version):
+        raise PermanentError(f"{step.version} was started again and doesn't run")
+    return {"started_again": step.version}
+
+
+def backup_evidence(backup: BackupRecord) -> Evidence:
+    """What a journal says of a backup."""
+    return {
+        "backup": backup.id,
+        "location": backup.location,
+        "level": backup.level,
+        "size_bytes": backup.size_bytes,
+        "rows": sum(count.rows for count in backup.counts),
+    }
+
+
+def findings_evidence(findings: tuple[Finding, ...]) -> Evidence:
+    """What a journal says of checks."""
+    return {"findings": msgspec.to_builtins(findings)}
+
+
+def _seen(is_done: bool, evidence: Evidence | None = None) -> Observed:
+    return Observed(Observation.DONE if is_done else Observation.NOT_DONE, evidence or {})
+
+
+# -- before --------------------------------------------------------------------------------------------------------------
+
+
+async def _validate_before(step: ValidateBefore, context: StepContext) -> Evidence:
+    guarded, plan = context.guarded, context.run.plan
+    heads = await guarded.database.heads()
+    if set(heads) != set(step.from_heads):
+        raise RefusedError(
+            f"the database is at {heads_text(heads)}, the plan begins at {heads_text(step.from_heads)}: plan anew"
+        )
+    findings = list(await guarded.application.readiness()) if guarded.application.can_start else []
+    if plan.downgrades:
+        described = await guarded.worker.describe()
+        if described.scripts_sha256 != plan.scripts_sha256:
+            raise RefusedError("the migration scripts changed since the plan was made: plan anew")
+        if not await guarded.database.wait_for_migration_lock(5):
+            raise TransientError("another session migrates this database right now")
+        findings += await guarded.database.findings_before()
+        if guarded.settings.backs_up:
+            findings += await guarded.backups.readiness()
+    document = await document_state(guarded, context.store, context.clock)
+    failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
+    if failed:
+        raise RefusedError("; ".join(f"{finding.check}: {finding.text}" for finding in failed))
+    return {
+        "document": document.id,
+        "heads": list(heads),
+        "counts": msgspec.to_builtins(document.counts),
+        **findings_evidence(tuple(findings)),
+    }
+
+
+# -- backup and preservation ----------------------------------------------------------------------------------------------
+
+
+async def _back_up(step: BackUp, context: StepContext) -> Evidence:
+    backups = context.guarded.backups
+    horizon = context.clock.now() - timedelta(seconds=step.reuse_within_s)
+    for known in await context.store.backups(context.guarded.name, 20):
+        usable = known.removed_at is None and not known.tables and known.created_at >= horizon
+        if step.reuse_within_s and usable and known.level >= 4 and await backups.is_whole(known):
+            return {**backup_evidence(known), "reused": True}
+    backup = await backups.take(
+        context.run.id, ROLLBACK_BACKUP, tables=(), timeout_s=step.timeout_s, on_progress=context.progress
+    )
+    await context.store.save_backup(backup)
+    return backup_evidence(backup)
+
+
+async def _observe_backup(context: StepContext) -> Observed:
+    backup = await _backup_of(context)
+    if backup is None:
+        return _seen(False)
+    await context.store.save_backup(backup)
+    return _seen(await context.guarded.backups.is_whole(backup), backup_evidence(backup))
+
+
+async def _observe_proof(step: ProveBackup, context: StepContext) -> Observed:
+    backup = await _backup_of(context)
+    return _seen(backup is not None and backup.level >= step.level, backup_evidence(backup) if backup else {})
+
+
+async def _prove(step: ProveBackup, context: StepContext) -> Evidence:
+    backup = await _backup_of(context)
+    if backup is None:
+        raise PermanentError("the backup of this run isn't there any more")
+    proved = await context.guarded.backups.prove(
+        backup, level=step.level, timeout_s=step.timeout_s, on_progress=context.progress
+    )
+    await context.store.save_backup(proved)
+    if proved.level < step.level:
+        raise PermanentError(f"the backup reached L{proved.level}; the policy asks for L{step.level}")
+    return backup_evidence(proved)
+
+
+async def _backup_of(context: StepContext) -> BackupRecord | None:
+    """The backup that this run's journal names, or that lies on disk for it."""
+    names = [str(r.evidence["backup"]) for r in await context.journal() if "backup" in r.evidence]
+    on_disk = await context.guarded.backups.find(context.run.id, ROLLBACK_BACKUP)
+    if on_disk is not None:
+        return on_disk
+    known = {b.id: b for b in await context.store.backups(context.guarded.name, 100)}
+    if names:
+        return known.get(names[0])
+    # By reference nothing lies on disk: the record was saved right after the command had answered.
+    return next((b for b in known.values() if b.run == context.run.id and b.purpose == ROLLBACK_BACKUP), None)
+
+
+async def _preserve(step: Preserve, context: StepContext) -> Evidence:
+    backups = context.guarded.backups
+    kept = await backups.take(
+        context.run.id, PRESERVED, tables=step.tables, timeout_s=step.timeout_s, on_progress=context.progress
+    )
+    proved = await backups.prove(kept, level=4, timeout_s=step.timeout_s, on_progress=context.progress)
+    await context.store.save_backup(proved)
+    return {**backup_evidence(proved), "tables": list(step.tables)}
+
+
+# -- downgrade ------------------------------------------------------------------------------------------------------------
+
+
+async def _downgrade(step: Downgrade, context: StepContext) -> Evidence:
+    guarded = context.guarded
+    await _require_whole_backup(context)
+    result = await guarded.worker.downgrade(
+        step.revisions,
+        step.from_heads,
+        step.to_heads,
+        run=context.run.id,
+        identity=await guarded.database.identity(),
+        timeout_s=step.timeout_s,
+        on_log=context.log,
+    )
+    return {"worker": msgspec.to_builtins(result)}
+
+
+async def _require_whole_backup(context: StepContext) -> None:
+    """No downgrade without the backup: its files are read once more right before."""
+    if not any(isinstance(step, BackUp) for step in context.run.plan.steps):
+        return
+    backup = await _backup_of(context)
+    if backup is None or not await context.guarded.backups.is_whole(backup):
+        raise RefusedError("the backup isn't whole any more: nothing was downgraded; look at the backup folder")
+
+
+async def _observe_downgrade(step: Downgrade, context: StepContext) -> Observed:
+    """FROM, TO or NEITHER, once no session migrates any more."""
+    guarded = context.guarded
+    if not await guarded.database.wait_for_migration_lock(step.timeout_s):
+        statement = f"a session still migrates the database, after {step.timeout_s:g} s; look at pg_stat_activity"
+        return Observed(Observation.UNKNOWABLE, {}, statement)
+    intents = [
+        record
+        for record in await context.journal()
+        if record.step == context.number and record.phase is StepPhase.INTENT and "before_document" in record.evidence
+    ]
+    heads = await guarded.database.heads()
+    if not intents:
+        # Nothing was begun. The database must be at FROM; its schema is documented with the intent.
+        if set(heads) == set(step.from_heads):
+            return _seen(False)
+        return _unknowable(
+            f"the database is at {heads_text(heads)}; this step was to begin at {heads_text(step.from_heads)}", heads
+        )
+    before = await context.store.document(str(intents[-1].evidence["before_document"]))
+    schema = await guarded.database.schema()
+    difference = compare_schemas(before.schema, schema) if before is not None else None
+    found = where_it_stands(heads, step.from_heads, step.to_heads, difference, expects_change=step.changes_schema)
+    evidence: Evidence = {"heads": list(heads), "standing": found.standing, "fingerprint": schema.fingerprint()}
+    if difference is not None:
+        evidence["schema_difference"] = difference.lines()
+    if found.standing is Standing.TO:
+        return Observed(Observation.DONE, evidence)
+    if found.standing is Standing.FROM:
+        return Observed(Observation.NOT_DONE, evidence)
+    return Observed(Observation.UNKNOWABLE, evidence, _neither_statement(found.statement, context))
+
+
+def _unknowable(statement: str, heads: tuple[str, ...]) -> Observed:
+    return Observed(Observation.UNKNOWABLE, {"heads": list(heads)}, statement)
+
+
+def _neither_statement(found: str, context: StepContext) -> str:
+    return (
+        f"{found}. Nothing will be tried again. Look at 'rollbackd report {context.run.id}' for the statements that ran and"
+        " the backup; bring the database to one side by hand, then 'rollbackd resume', or 'rollbackd abandon'"
+    )
+
+
+async def _observe_person(step: AwaitPerson, context: StepContext) -> Observed:
+    guarded = context.guarded
+    heads = await guarded.database.heads()
+    if step.to_heads and set(heads) == set(step.to_heads):
+        return Observed(Observation.DONE, {"heads": list(heads), "standing": Standing.TO})
+    deployment = await context.store.deployment(context.run.deployment)
+    before = await context.store.document(deployment.before_document) if deployment is not None else None
+    if set(heads) == set(step.from_heads) and before is not None:
+        difference = compare_schemas(before.schema, await guarded.database.schema())
+        if difference.is_empty():
+            return Observed(Observation.DONE, {"heads": list(heads), "standing": Standing.FROM})
+        still = f"the stamp is {heads_text(heads)}, and the schema still differs: {difference.summary()}"
+        return Observed(Observation.UNKNOWABLE, {"schema_difference": difference.lines()}, f"{step.statement} ({still})")
+    return Observed(Observation.UNKNOWABLE, {"heads": list(heads)}, step.statement)
+
+
+# -- afterwards -----------------------------------------------------------------------------------------------------------
+
+
+async def _validate_database(step: ValidateDatabase, context: StepContext) -> Evidence:
+    guarded, plan = context.guarded, context.run.plan
+    heads = await guarded.database.heads()
+    before = await _document_before(context)
+    schema = await guarded.database.schema()
+    findings = [
+        Finding(
+            check="revision",
+            outcome=Outcome.PASSED if set(heads) == set(step.to_heads) else Outcome.FAILED,
+            text=f"the version table says {heads_text(heads)}; planned was {heads_text(step.to_heads)}",
+        ),
+        await _schema_finding(schema, step.to_heads, context),
+        *await guarded.database.findings_after(plan.lossy_tables, before.counts if before else ()),
+        *await guarded.database.own_checks(),
+    ]
+    after = await document_state(guarded, context.store, context.clock)
+    evidence = {"document": after.id, "counts": msgspec.to_builtins(after.counts), **findings_evidence(tuple(findings))}
+    failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
+    if failed:
+        text = "; ".join(f"{finding.check}: {finding.text}" for finding in failed)
+        raise HeldError(f"the downgrade was done, and what is there now doesn't pass: {text}", evidence)
+    return evidence
+
+
+async def _document_before(context: StepContext) -> StateDocument | None:
+    for record in await context.journal():
+        if "counts" in record.evidence and record.step == 0 and record.phase is StepPhase.DONE:
+            return await context.store.document(str(record.evidence["document"]))
+    return None
+
+
+async def _schema_finding(schema: Schema, to_heads: tuple[str, ...], context: StepContext) -> Finding:
+    """Compare with the schema that was documented when the database last stood there; drift is a warning, and named."""
+    deployment = await context.store.deployment(context.run.deployment) if context.run.deployment else None
+    documented = await context.store.document(deployment.before_document) if deployment is not None else None
+    if documented is None or set(documented.heads) != set(to_heads):
+        text = f"no schema is documented for {heads_text(to_heads)}, so there is nothing to compare with"
+        return Finding(check="schema", outcome=Outcome.UNKNOWN, text=text)
+    difference = compare_schemas(documented.schema, schema)
+    if difference.is_empty():
+        return Finding(check="schema", outcome=Outcome.PASSED, text=f"equal to the one documented at {documented.taken_at:%F %T} UTC")
+    text = f"differs from the one documented at {documented.taken_at:%F %T} UTC: {difference.summary()}"
+    return Finding(check="schema", outcome=Outcome.WARNED, text=text, details=tuple(difference.lines()[:50]))
+
+
+async def _validate_application(step: ValidateApplication, context: StepContext) -> Evidence:
+    """Ask every probe until each has its streak of good answers; the step's timeout bounds it."""
+    guarded, clock = context.guarded, context.clock
+    probes = guarded.settings.probes
+    readings: dict[str, list[Measurement]] = {probe.name: [] for probe in probes}
+    while True:
+        for probe in probes:
+            readings[probe.name].append(await guarded.prober.measure(probe, clock.now()))
+        states = {}
+        for probe in probes:
+            rule = ProbeRule(name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=3600)
+            states[probe.name] = judge_probe(rule, readings[probe.name], clock.now())
+        if all(state is ProbeState.HEALTHY for state in states.values()):
+            findings = tuple(
+                Finding(check=f"probe:{name}", outcome=Outcome.PASSED, text=readings[name][-1].detail) for name in readings
+            )
+            return findings_evidence(findings)
+        last = ", ".join(f"{name} {r[-1].detail}" for name, r in readings.items())
+        await context.log(f"-- probes: {last}")
+        await asyncio.sleep(min(1.0, *(float(probe.interval) for probe in probes)))
+
+
+async def _confirm(step: Confirm, context: StepContext) -> Evidence:
+    until = context.clock.now() + timedelta(seconds=step.for_s)
+    looks = 0
+    while True:
+        heads = await context.guarded.database.heads()
+        looks += 1
+        if set(heads) != set(step.heads):
+            raise HeldError(
+                f"something migrated behind us: the version table says {heads_text(heads)}, it was at"
+                f" {heads_text(step.heads)}; hold whatever migrates by itself, then resume"
+            )
+        if context.clock.now() >= until:
+            return {"heads": list(heads), "looks": looks}
+        await asyncio.sleep(min(1.0, step.for_s))
+
+

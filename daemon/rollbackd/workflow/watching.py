@@ -1,0 +1,275 @@
+"""Watching one deployment from its start to the end of its bake time: documents, measures, and asks for a decision."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from rollbackd.core.assess import Evidence
+from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_probe
+from rollbackd.core.records import Deployment, StateDocument
+from rollbackd.core.schema import SchemaDifference
+from rollbackd.errors import RollbackdError
+from rollbackd.ports import Clock, Store
+from rollbackd.settings import Probe
+from rollbackd.workflow.documenting import document_state, schema_difference
+from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.planning import Planner
+
+LOOK_EVERY_S = 1.0
+STALE_INTERVALS = 4
+MEASUREMENTS_LOOKED_AT = 500
+log = structlog.get_logger()
+
+# Decides on the evidence; True when the deployment is no longer to be watched.
+Decide = Callable[[Deployment, Evidence], Awaitable[bool]]
+
+
+class Watch:
+    """One deployment being watched. `nudge` it when something was heard of it."""
+
+    def __init__(
+        self,
+        deployment_id: str,
+        guarded: Guarded,
+        planner: Planner,
+        store: Store,
+        clock: Clock,
+        happenings: Happenings,
+        decide: Decide,
+    ) -> None:
+        self._id = deployment_id
+        self._guarded = guarded
+        self._planner = planner
+        self._store = store
+        self._clock = clock
+        self._happenings = happenings
+        self._decide = decide
+        self._nudged = asyncio.Event()
+        self._readings: dict[str, list[Measurement]] = {probe.name: [] for probe in guarded.settings.probes}
+        self._due: dict[str, float] = {}
+        self._failing_before: frozenset[str] | None = None
+        self._planned_for: tuple[str, ...] | None = None
+        self.prepared = asyncio.Event()
+
+    def nudge(self) -> None:
+        """Look again now."""
+        self._nudged.set()
+
+    async def run(self) -> None:
+        """Watch until the decision says that it is over. A fault of the moment is logged and the watch goes on."""
+        await self._restore_readings()
+        await self._prepare()
+        self.prepared.set()
+        while True:
+            self._nudged.clear()
+            try:
+                if await self._look():
+                    return
+            except RollbackdError as error:
+                log.warning("watch_failed", deployment=self._id, target=self._guarded.name, error=str(error))
+            try:
+                async with asyncio.timeout(self._wait_s()):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+
+    # -- preparing ----------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        """Document the state, keep the scripts, have a worker ready: the way back before it is needed."""
+        deployment = await self._deployment()
+        if deployment.heads_before is None:
+            try:
+                await self._document_before(deployment)
+            except RollbackdError as error:
+                log.warning("documenting_failed", deployment=self._id, target=self._guarded.name, error=str(error))
+        await self._keep_scripts()
+
+    async def _document_before(self, deployment: Deployment) -> None:
+        """Documented now is called "before" only if nothing says that the database had moved already (events come late)."""
+        earlier = await self._store.latest_document(self._guarded.name, deployment.started_at)
+        now = await document_state(self._guarded, self._store, self._clock)
+        before: StateDocument = now
+        if earlier is not None and set(earlier.heads) != set(now.heads):
+            before = earlier
+        changed = msgspec.structs.replace(
+            await self._deployment(), heads_before=before.heads, before_document=before.id
+        )
+        await self._store.save_deployment(changed)
+        self._happenings.tell(
+            "state_documented",
+            deployment=self._id,
+            target=self._guarded.name,
+            heads=list(before.heads),
+            late=before is not now,
+            tables=len(now.counts),
+            rows=sum(count.rows for count in now.counts),
+        )
+
+    async def _keep_scripts(self) -> None:
+        try:
+            if self._guarded.settings.migrations.prestart:
+                await self._guarded.worker.prestart()
+            digest = await self._guarded.worker.keep_scripts()
+        except RollbackdError as error:
+            log.warning("scripts_not_kept", deployment=self._id, target=self._guarded.name, error=str(error))
+            return
+        deployment = await self._deployment()
+        if deployment.scripts_sha256 != digest:
+            await self._store.save_deployment(msgspec.structs.replace(deployment, scripts_sha256=digest))
+
+    async def _restore_readings(self) -> None:
+        for measurement in await self._store.measurements(self._id, MEASUREMENTS_LOOKED_AT):
+            self._readings.setdefault(measurement.probe, []).append(measurement)
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> bool:
+        await self._measure()
+        deployment = await self._deployment()
+        if deployment.ended_at is not None:
+            return True
+        evidence = await self._gather(deployment)
+        await self._plan_way_back(deployment, evidence)
+        return await self._decide(deployment, evidence)
+
+    async def _measure(self) -> None:
+        now = self._clock.now()
+        due = [p for p in self._guarded.settings.probes if self._due.get(p.name, 0.0) <= now.timestamp()]
+        if not due:
+            return
+        readings = await asyncio.gather(*(self._guarded.prober.measure(probe, now) for probe in due))
+        for probe, reading in zip(due, readings, strict=True):
+            self._due[probe.name] = now.timestamp() + probe.interval
+            kept = self._readings[probe.name]
+            kept.append(reading)
+            del kept[:-MEASUREMENTS_LOOKED_AT]
+            self._happenings.tell(
+                "measurement_taken", target=self._guarded.name, probe=probe.name, quality=str(reading.quality)
+            )
+        await self._store.save_measurements(self._id, list(readings))
+
+    async def _gather(self, deployment: Deployment) -> Evidence:
+        heads_now: tuple[str, ...] | None
+        unknown: tuple[str, ...] = ()
+        try:
+            heads_now = await self._guarded.database.heads()
+        except RollbackdError as error:
+            log.warning("heads_unreadable", target=self._guarded.name, error=str(error))
+            heads_now = None
+        if heads_now is not None and deployment.heads_before is not None and set(heads_now) != set(deployment.heads_before):
+            unknown = await self._unknown_heads(heads_now, deployment)
+        settings = self._guarded.settings
+        signals = await self._store.signals(settings.service, settings.environment, deployment.started_at)
+        return Evidence(
+            started_at=deployment.started_at,
+            succeeded_at=deployment.succeeded_at,
+            bake_time_s=settings.policy.bake_time,
+            start_grace_s=settings.policy.start_grace,
+            deploy=deployment.deploy,
+            migration=deployment.migration,
+            heads_before=deployment.heads_before,
+            heads_now=heads_now,
+            heads_expected=deployment.heads_expected,
+            heads_now_unknown_to_scripts=unknown,
+            schema_changed=await self._schema_changed(deployment, heads_now),
+            signals=tuple(signals),
+            names_firing_elsewhere=await self._firing_where_nothing_was_deployed(),
+            probes=self._probe_states(deployment),
+            probes_failing_before=self._probes_failing_before(deployment),
+        )
+
+    async def _unknown_heads(self, heads: tuple[str, ...], deployment: Deployment) -> tuple[str, ...]:
+        graph, _, _ = await self._planner.graph(deployment.scripts_sha256)
+        return tuple(head for head in heads if head not in graph)
+
+    async def _schema_changed(self, deployment: Deployment, heads_now: tuple[str, ...] | None) -> bool | None:
+        """Only asked when it matters: a failure with the stamp where it was."""
+        said_failed = "failed" in (deployment.migration, deployment.deploy)
+        if not said_failed or heads_now is None or deployment.heads_before is None:
+            return None
+        if set(heads_now) != set(deployment.heads_before):
+            return None
+        difference = await self._difference(deployment)
+        return None if difference is None else not difference.is_empty()
+
+    async def _difference(self, deployment: Deployment) -> SchemaDifference | None:
+        before = await self._store.document(deployment.before_document)
+        if before is None:
+            return None
+        # A migration that is being undone may still hold its locks and its half-done catalog.
+        if not await self._guarded.database.wait_for_migration_lock(10):
+            return None
+        try:
+            return await schema_difference(self._guarded, before)
+        except RollbackdError as error:
+            log.warning("schema_unreadable", target=self._guarded.name, error=str(error))
+            return None
+
+    async def _firing_where_nothing_was_deployed(self) -> frozenset[str]:
+        settings = self._guarded.settings
+        elsewhere = await self._store.firing_elsewhere(settings.service, settings.environment)
+        deployed = {d.target for d in await self._store.watched_deployments()}
+        return frozenset(name for name, services in elsewhere.items() if any(s not in deployed for s in services))
+
+    def _probe_states(self, deployment: Deployment) -> dict[str, ProbeState]:
+        """Judged on readings since the new release runs; before that, on all."""
+        since = deployment.succeeded_at or deployment.started_at
+        return {
+            probe.name: judge_probe(_rule(probe), [m for m in self._readings[probe.name] if m.at >= since], self._clock.now())
+            for probe in self._guarded.settings.probes
+        }
+
+    def _probes_failing_before(self, deployment: Deployment) -> frozenset[str]:
+        """Probes whose very first readings, taken while the old release still ran, were bad throughout."""
+        if deployment.succeeded_at is None:
+            return frozenset()
+        failing = set()
+        for probe in self._guarded.settings.probes:
+            before = [m for m in self._readings[probe.name] if m.at < deployment.succeeded_at]
+            judged_at = before[-1].at if before else self._clock.now()
+            if judge_probe(_rule(probe), before, judged_at) is ProbeState.FAILING:
+                failing.add(probe.name)
+        # A migration that needs a stop makes probes fail as well: only what failed from the first reading on counts.
+        return frozenset(n for n in failing if _failed_from_the_start(self._readings[n], deployment.succeeded_at))
+
+    async def _plan_way_back(self, deployment: Deployment, evidence: Evidence) -> None:
+        """Once the revision has moved, plan the way back, so that it is ready."""
+        now, before = evidence.heads_now, evidence.heads_before
+        if now is None or before is None or set(now) == set(before) or now == self._planned_for:
+            return
+        self._planned_for = now
+        await self._keep_scripts()
+        try:
+            await self._planner.downgrade(
+                before,
+                release_from=deployment.version,
+                release_to=deployment.previous_version,
+                kept_scripts=deployment.scripts_sha256,
+            )
+        except RollbackdError as error:
+            log.warning("no_way_back", deployment=self._id, target=self._guarded.name, error=str(error))
+
+    async def _deployment(self) -> Deployment:
+        found = await self._store.deployment(self._id)
+        assert found is not None, "a watch is started for a recorded deployment only"
+        return found
+
+    def _wait_s(self) -> float:
+        now = self._clock.now().timestamp()
+        soonest = min(self._due.values(), default=now + LOOK_EVERY_S)
+        return max(0.05, min(LOOK_EVERY_S, soonest - now))
+
+
+def _rule(probe: Probe) -> ProbeRule:
+    stale_after_s = probe.interval * STALE_INTERVALS + probe.timeout
+    return ProbeRule(name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=stale_after_s)
+
+
+def _failed_from_the_start(readings: list[Measurement], until: datetime) -> bool:
+    usable = [m for m in readings if m.at < until and m.healthy is not None]
+    return bool(usable) and not any(m.healthy for m in usable)
