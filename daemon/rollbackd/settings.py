@@ -1,25 +1,24 @@
 """The configuration as frozen types: every key there is, with its default. Reading TOML into them is the app's."""
 
 import re
-from typing import Literal
+from typing import Literal, NewType
 
 import msgspec
 
 from rollbackd.core.gates import DataLossPolicy, Mode
 
 
-class Duration(float):
-    """Seconds, written as `"90s"`, `"15m"`, `"2h"` or `"7d"`."""
+# Seconds; in TOML written as "90s", "15m", "2h" or "7d".
+Duration = NewType("Duration", float)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-    _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-    @classmethod
-    def parse(cls, text: object) -> "Duration":
-        """Read a duration; raises ValueError with what would be right."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else None
-        if found is None:
-            raise ValueError(f"{text!r} is no duration; write a number with ms, s, m, h or d, as in \"15m\"")
-        return cls(float(found[1]) * cls._UNITS[found[2]])
+def parse_duration(text: object) -> Duration:
+    """Read a duration; raises ValueError with what would be right."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f'{text!r} is no duration; write a number with ms, s, m, h or d, as in "15m"')
+    return Duration(float(found[1]) * _UNITS[found[2]])
 
 
 class SecretReference(str):

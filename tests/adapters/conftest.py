@@ -138,7 +138,7 @@ class Project:
 
     def ini(self, url: str = "", more: str = "") -> None:
         escaped = url.replace("%", "%%")
-        text = f"[alembic]\nscript_location = %(here)s/migrations\nprepend_sys_path = .\nsqlalchemy.url = {escaped}\n{more}"
+        text = f"[alembic]\nscript_location = %(here)s/migrations\nprepend_sys_path = .\npath_separator = os\nsqlalchemy.url = {escaped}\n{more}"
         (self.folder / "alembic.ini").write_text(text)
 
     def env_py(self, text: str) -> None:
@@ -268,7 +268,11 @@ async def make_reader(stage: Stage) -> AsyncIterator[Callable[..., PostgresReade
     """Makes readers of a database, closed after the test."""
     made: list[PostgresReader] = []
 
-    def make(database: str, role: Role | None = None, **sections: Any) -> PostgresReader:
+    def make(
+        database: str, role: Role | None = None, where: Database | None = None, **sections: Any
+    ) -> PostgresReader:
+        if where is not None:
+            sections["database"] = where
         reader = PostgresReader(stage.target(database, role, **sections))
         made.append(reader)
         return reader

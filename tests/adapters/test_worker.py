@@ -379,10 +379,10 @@ async def test_an_interpreter_without_alembic_is_refused_by_name(
     [
         (("/no/such/python",), "can't be started"),
         (("cat",), "ended with exit code|doesn't answer"),
-        (("echo", "hello"), "doesn't answer as the migration worker"),
-        (("sh", "-c", "cat >/dev/null & echo '\"text\"'; exit 0"), "doesn't answer as the migration worker"),
+        (("sh", "-c", "echo hello; sleep 5"), "doesn't answer as the migration worker"),
+        (("sh", "-c", "echo '\"text\"'; sleep 5"), "doesn't answer as the migration worker"),
         (("sh", "-c", "echo no such image >&2; exit 125"), "exit code 125.*no such image"),
-        (("yes",), "doesn't answer as the migration worker"),
+        (("sh", "-c", "yes"), "doesn't answer as the migration worker"),
     ],
 )
 async def test_a_command_that_is_no_python_is_refused_in_one_sentence(
@@ -773,7 +773,7 @@ async def test_version_folders_outside_the_script_folder_are_kept_too(
     )
     (outside / "rates.csv").write_text("1,2\n")
     url = project.stage.server.url(project.database, driver="psycopg")
-    places = "version_locations = %(here)s/migrations/versions:%(here)s/billing\npath_separator = :\n"
+    places = "version_locations = %(here)s/migrations/versions:%(here)s/billing\n"
     project.ini(url, places)
     project.stage.run(
         project.database, "CREATE TABLE bill (i int)", "UPDATE alembic_version SET version_num = 'b1'"

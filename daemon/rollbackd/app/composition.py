@@ -61,13 +61,18 @@ def socket_path(configuration: Configuration) -> Path:
     return store_directory(configuration) / "rollbackd.sock"
 
 
+def guard_all(configuration: Configuration, prober: HttpProber, store_id: str = "") -> dict[str, Guarded]:
+    """Every target with its ports; nothing is connected yet."""
+    kept = store_directory(configuration) / "scripts"
+    return {t.name: _guard(t, store_id, SystemClock(), prober, kept) for t in configuration.settings.targets}
+
+
 def compose(configuration: Configuration, store: SqliteStore, happenings: Happenings) -> Parts:
     """Wire everything. Nothing is started and nothing is asked yet."""
     settings = configuration.settings
     clock = SystemClock()
     prober = HttpProber()
-    kept = store_directory(configuration) / "scripts"
-    guarded = {t.name: _guard(t, store.store_id, clock, prober, kept) for t in settings.targets}
+    guarded = guard_all(configuration, prober, store.store_id)
     planners = {name: Planner(one) for name, one in guarded.items()}
     announcer = WebhookAnnouncer(settings.notify)
     engine = Engine(store, clock, guarded, happenings)

@@ -38,7 +38,9 @@ def load_configuration(path: Path) -> Configuration:
         ConfigurationError: with every fault found, each with its path and what would be right.
     """
     settings = load_settings(path)
-    return Configuration(settings=settings, matrix=load_configured_matrix(settings, path.parent), folder=path.parent)
+    return Configuration(
+        settings=settings, matrix=load_configured_matrix(settings, path.parent), folder=path.parent
+    )
 
 
 def load_settings(path: Path) -> Settings:
@@ -130,26 +132,39 @@ def _target_checks(target: Target) -> list[str]:
         problems += _url_checks(target.scratch.url, "scratch.url")
     migrations = target.migrations
     if not migrations.python:
-        problems.append('migrations.python: the interpreter of the migrations is needed, as in ["/srv/shop/venv/bin/python"]')
-    if migrations.url not in ("own", "option") and not re.fullmatch(r"environment:[A-Za-z_]\w*", migrations.url):
+        problems.append(
+            'migrations.python: the interpreter of the migrations is needed, as in ["/srv/shop/venv/bin/python"]'
+        )
+    if migrations.url not in ("own", "option") and not re.fullmatch(
+        r"environment:[A-Za-z_]\w*", migrations.url
+    ):
         problems.append('migrations.url: "own", "option" or "environment:NAME"')
     if not Path(migrations.directory).is_absolute():
         problems.append(f"migrations.directory: {migrations.directory!r} must be an absolute path")
     if target.backup.directory and not Path(target.backup.directory).is_absolute():
         problems.append(f"backup.directory: {target.backup.directory!r} must be an absolute path")
     if not target.backs_up:
-        problems.append("backup: set 'directory' (pg_dump) or 'command' (a reference); nothing is rolled back without a backup")
+        problems.append(
+            "backup: set 'directory' (pg_dump) or 'command' (a reference); nothing is rolled back without a backup"
+        )
     if not re.fullmatch(r"(gzip|lz4|zstd):\d{1,2}|none", target.backup.compression):
         problems.append('backup.compression: "gzip:1", "lz4:1", "zstd:3" or "none"')
     policy = target.policy
     if not 0 <= policy.backup_level <= 5:
-        problems.append("policy.backup_level: from 0 to 5; L4 is a restored backup with the counts of its own snapshot")
-    elif policy.backup_level > 2 and not (target.backup.command or target.scratch.url or target.scratch.same_server):
+        problems.append(
+            "policy.backup_level: from 0 to 5; L4 is a restored backup with the counts of its own snapshot"
+        )
+    elif policy.backup_level > 2 and not (
+        target.backup.command or target.scratch.url or target.scratch.same_server
+    ):
         problems.append(
             f"policy.backup_level: L{policy.backup_level} needs a place to restore: set 'scratch.url', or allow the guarded"
             " server with 'scratch.same_server = true'"
         )
-    for name, count in (("max_rollbacks_a_day", policy.max_rollbacks_a_day), ("backup_level", policy.backup_level)):
+    for name, count in (
+        ("max_rollbacks_a_day", policy.max_rollbacks_a_day),
+        ("backup_level", policy.backup_level),
+    ):
         if count < 0:
             problems.append(f"policy.{name}: can't be negative")
     for index, freeze in enumerate(policy.freeze):
@@ -173,7 +188,9 @@ def _target_checks(target: Target) -> list[str]:
     for name in ("stop", "start"):
         command = getattr(target.deployment, name)
         if command is not None and not (command.command and command.done_when):
-            problems.append(f"deployment.{name}: 'command' does it and 'done_when' looks whether it is done; both are needed")
+            problems.append(
+                f"deployment.{name}: 'command' does it and 'done_when' looks whether it is done; both are needed"
+            )
     return problems
 
 
@@ -183,9 +200,11 @@ def _url_checks(text: str, path: str) -> list[str]:
     except ArgumentError:
         return [f"{path}: a URL is expected, as in postgresql://role@host:5432/database"]
     if url.get_backend_name() not in ("postgresql", "postgres"):
-        return [f"{path}: {url.get_backend_name()} isn't supported: up to now, rollbackd guards PostgreSQL alone"]
+        return [
+            f"{path}: {url.get_backend_name()} isn't supported: up to now, rollbackd guards PostgreSQL alone"
+        ]
     if url.password is not None:
-        return [f"{path}: holds a password; put it in a file and refer to it: password = \"file:/path\""]
+        return [f'{path}: holds a password; put it in a file and refer to it: password = "file:/path"']
     if not url.database or not url.username:
         return [f"{path}: role and database are needed, as in postgresql://role@host:5432/database"]
     return []

@@ -62,8 +62,10 @@ async def serve(
     metrics.restore(await store.totals())
     happenings.listen(metrics.listen)
     parts = compose(configuration, store, happenings)
-    deliveries = Deliveries(hooks, store, parts.clock, happenings, parts.pipeline.wake, settings.server.max_body_bytes)
-    api = Api(settings, store, parts.operations, parts.reporting, parts.engine, parts.pipeline)
+    deliveries = Deliveries(
+        hooks, store, parts.clock, happenings, parts.pipeline.wake, settings.server.max_body_bytes
+    )
+    api = Api(settings, store, parts.operations, parts.reporting, parts.engine, parts.pipeline, parts.clock)
 
     async def ready() -> list[str]:
         return [] if not stopping.is_set() else ["stopping"]
@@ -79,7 +81,13 @@ async def serve(
             asyncio.create_task(_document_all(parts), name="documenting"),
         ]
         await server.start()
-        log.info("daemon_started", version=__version__, port=server.port, targets=len(settings.targets), pid=os.getpid())
+        log.info(
+            "daemon_started",
+            version=__version__,
+            port=server.port,
+            targets=len(settings.targets),
+            pid=os.getpid(),
+        )
         notify_systemd("READY=1")
         if on_ready is not None:
             on_ready(server.port)
@@ -158,7 +166,11 @@ async def _refresh(parts: Parts, metrics: Metrics) -> None:
     metrics.set_watched({d.target for d in await parts.store.watched_deployments()})
     metrics.queue.set(parts.store.waiting())
     for name in parts.guarded:
-        proved = [b for b in await parts.store.backups(name, 10) if b.level >= 2 and not b.tables and b.removed_at is None]
+        proved = [
+            b
+            for b in await parts.store.backups(name, 10)
+            if b.level >= 2 and not b.tables and b.removed_at is None
+        ]
         if proved:
             metrics.set_backup(name, proved[0].created_at.timestamp(), proved[0].size_bytes, proved[0].level)
     totals = metrics.flush()
@@ -171,9 +183,15 @@ async def _prune(parts: Parts) -> None:
     pruned = await parts.store.prune(
         now - timedelta(seconds=settings.keep_deliveries), now - timedelta(seconds=settings.keep_measurements)
     )
-    in_use = {str(r.evidence.get("backup")) for run in await parts.store.unfinished_runs() for r in await parts.store.journal_of(run.id)}
+    in_use = {
+        str(r.evidence.get("backup"))
+        for run in await parts.store.unfinished_runs()
+        for r in await parts.store.journal_of(run.id)
+    }
     for guarded in parts.guarded.values():
         known = await parts.store.backups(guarded.name, 1000)
-        for removed in await guarded.backups.prune([b for b in known if b.id not in in_use and b.removed_at is None]):
+        for removed in await guarded.backups.prune(
+            [b for b in known if b.id not in in_use and b.removed_at is None]
+        ):
             await parts.store.save_backup(removed)
     log.info("pruned", **pruned)

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from rollbackd.settings import Duration, SecretReference
+from rollbackd.settings import Duration, SecretReference, parse_duration
 
 
-def decode_all(document: Any, kind: type, path: str, problems: list[str]) -> Any:
+def decode_all(document: Any, kind: Any, path: str, problems: list[str]) -> Any:
     """Decode as `kind`; every fault is added to `problems` as `path: what is wrong, what would be right`.
 
     Returns:
@@ -23,12 +23,17 @@ def decode_all(document: Any, kind: type, path: str, problems: list[str]) -> Any
         if not isinstance(document, list):
             problems.append(f"{path}: a list is expected")
             return None
-        return tuple(decode_all(item, arguments[0], f"{path}[{i}]", problems) for i, item in enumerate(document))
+        return tuple(
+            decode_all(item, arguments[0], f"{path}[{i}]", problems) for i, item in enumerate(document)
+        )
     if origin is dict:
         if not isinstance(document, dict):
             problems.append(f"{path}: a table is expected")
             return None
-        return {key: decode_all(value, arguments[1], _join(path, key), problems) for key, value in document.items()}
+        return {
+            key: decode_all(value, arguments[1], _join(path, key), problems)
+            for key, value in document.items()
+        }
     if origin in (types.UnionType, typing.Union):
         inner = [argument for argument in arguments if argument is not types.NoneType]
         return decode_all(document, inner[0], path, problems)
@@ -55,10 +60,12 @@ def _struct(document: Any, kind: type[msgspec.Struct], path: str, problems: list
     return kind(**values) if len(problems) == before else None
 
 
-def _leaf(document: Any, kind: type, path: str, problems: list[str]) -> Any:
+def _leaf(document: Any, kind: Any, path: str, problems: list[str]) -> Any:
     try:
-        if kind in (Duration, SecretReference):
-            return kind.parse(document)  # type: ignore[attr-defined]
+        if kind is Duration:
+            return parse_duration(document)
+        if kind is SecretReference:
+            return SecretReference.parse(document)
         return msgspec.convert(document, kind)
     except (ValueError, msgspec.ValidationError) as error:
         problems.append(f"{path}: {error}")

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
+from rollbackd.adapters.probes import HttpProber
 from rollbackd.adapters.store.sqlite import SqliteStore
-from rollbackd.app.composition import Parts, compose, socket_path, store_directory
+from rollbackd.app.composition import Parts, compose, guard_all, socket_path, store_directory
 from rollbackd.app.configuration import Configuration, load_configuration
 from rollbackd.errors import (
     AwaitingApprovalError,
@@ -21,12 +23,23 @@ from rollbackd.errors import (
     TransientError,
     UsageError,
 )
+from rollbackd.intake.identity import Role, create_token, revoke_token
+from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings, Listener
 from rollbackd.workflow.reporting import Reporting
 
+ROLES = tuple(role.value for role in Role)
 CLASSES: dict[str, type[RollbackdError]] = {
     c.__name__: c
-    for c in (RefusedError, NotFoundError, UsageError, TransientError, StoreUnavailableError, AwaitingApprovalError, HeldError)
+    for c in (
+        RefusedError,
+        NotFoundError,
+        UsageError,
+        TransientError,
+        StoreUnavailableError,
+        AwaitingApprovalError,
+        HeldError,
+    )
 }
 
 
@@ -36,7 +49,9 @@ class DaemonClient:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 60.0) -> Any:
+    async def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 60.0
+    ) -> Any:
         """One request; an error answer is raised as the class it was.
 
         Raises:
@@ -78,6 +93,42 @@ def _error(text: str, status: int) -> RollbackdError:
 def daemon_client(configuration: Configuration) -> DaemonClient:
     """The client of this configuration's daemon."""
     return DaemonClient(socket_path(configuration))
+
+
+@asynccontextmanager
+async def guarding(configuration: Configuration) -> AsyncIterator[dict[str, Guarded]]:
+    """The targets with their ports and no store: enough to look at them, beside a running daemon or without."""
+    prober = HttpProber()
+    guarded = guard_all(configuration, prober)
+    try:
+        yield guarded
+    finally:
+        for one in guarded.values():
+            await one.worker.close()
+            await one.database.close()
+        await prober.close()
+
+
+async def make_token(path: Path, name: str, roles: tuple[str, ...]) -> str:
+    """Make an API token, through the daemon where one runs."""
+    configuration = load_configuration(path)
+    client = daemon_client(configuration)
+    if await client.is_there():
+        answer = await client.ask("POST", "/api/v1/tokens", {"name": name, "roles": list(roles)})
+        return str(answer["token"])
+    async with working(path) as parts:
+        return await create_token(parts.store, name, roles, parts.clock.now())
+
+
+async def drop_token(path: Path, name: str) -> None:
+    """Revoke an API token, through the daemon where one runs."""
+    configuration = load_configuration(path)
+    client = daemon_client(configuration)
+    if await client.is_there():
+        await client.ask("POST", f"/api/v1/tokens/{quote(name, safe='')}/revoke")
+        return
+    async with working(path) as parts:
+        await revoke_token(parts.store, name, parts.clock.now())
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ def judge_probe(rule: ProbeRule, measurements: list[Measurement], now: datetime)
     An answer that isn't healthy and a target that refuses the connection are both readings with quality ok; quality
     error means that we couldn't measure, and neither passes nor fails.
     """
-    usable = [m for m in measurements if m.quality is Quality.OK]
+    usable = [m for m in measurements if m.quality is Quality.OK and m.healthy is not None]
     if not usable or now - usable[-1].at > timedelta(seconds=rule.stale_after_s):
         return ProbeState.NO_DATA
     streak = 0

@@ -183,7 +183,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def sha256(self) -> str:
         """What an approval is bound to."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        # As it is after a round trip through the store, where seconds given as whole numbers come back as floats.
+        stored = msgspec.convert(msgspec.to_builtins(self), Plan)
+        return hashlib.sha256(msgspec.json.encode(stored, order="deterministic")).hexdigest()
 
 
 class PlanTimes(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,11 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Path(msgspec.Struct, frozen=True, kw_only=True):
-    """The revisions to take off, first to last, and the heads after each."""
+    """The revisions to take off, first to last, and what the version table holds after each.
+
+    `to_heads` is what it holds in the end. Where a revision names a parent that another of its parents stands on,
+    Alembic can leave a row more than the heads that were asked for.
+    """
 
     from_heads: tuple[str, ...]
     to_heads: tuple[str, ...]
@@ -131,6 +135,7 @@ class RevisionGraph:
         heads = {r for r, count in standing_on.items() if count == 0}
         order: list[str] = []
         heads_after: list[tuple[str, ...]] = []
+        table = frozenset(current)
         for _ in range(len(applied) - len(kept)):
             # Going on below the last one keeps a branch together; the id breaks ties, so that a plan is reproducible.
             previous = self._by_id[order[-1]].parents if order else ()
@@ -141,15 +146,33 @@ class RevisionGraph:
                 if standing_on[parent] == 0:
                     heads.add(parent)
             order.append(chosen)
-            heads_after.append(tuple(sorted(heads)))
+            table = self._table_without(chosen, table)
+            heads_after.append(tuple(sorted(table)))
         return Path(
             from_heads=tuple(sorted(current)),
-            to_heads=tuple(sorted(wanted)),
+            to_heads=heads_after[-1],
             revisions=tuple(order),
             heads_after=tuple(heads_after),
         )
 
+    def _table_without(self, taken: str, table: frozenset[str]) -> frozenset[str]:
+        """The version table after Alembic took off one of its heads, as its RevisionStep computes it."""
+        revision = self._by_id[taken]
+        # A dependency counts for nothing where a revision further down the branch declares the same one.
+        declared: set[str] = set()
+        below = list(revision.down)
+        while below:
+            current = self._by_id[below.pop()]
+            declared.update(current.depends_on)
+            below.extend(current.down)
+        parents = [*revision.down, *(d for d in revision.depends_on if d not in declared)]
+        if others := table - {taken}:
+            return others | (frozenset(parents) - self.closure(tuple(sorted(others))))
+        return frozenset(self.heads_of(self.closure(tuple(parents))))
+
     def _one(self, text: str) -> str:
+        if not text:
+            raise RefusedError("no revision was named between two commas, or before or after one")
         if text in self._by_id:
             return text
         for revision in self._by_id.values():

@@ -21,8 +21,8 @@ from rollbackd.errors import (
     UsageError,
 )
 from rollbackd.intake.deliveries import RETRY_AFTER_S
-from rollbackd.intake.identity import Caller, Role, UnidentifiedError, identify
-from rollbackd.ports import Store
+from rollbackd.intake.identity import Caller, Role, UnidentifiedError, create_token, identify, revoke_token
+from rollbackd.ports import Clock, Store
 from rollbackd.settings import Settings
 from rollbackd.workflow.engine import Engine
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
@@ -76,6 +76,13 @@ class GateAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     to_revision: str = ""
 
 
+class TokenAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/tokens."""
+
+    name: str
+    roles: tuple[str, ...]
+
+
 class Api:
     """The routes under /api/v1."""
 
@@ -87,7 +94,9 @@ class Api:
         reporting: Reporting,
         engine: Engine,
         watches: Watches,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._settings = settings
         self._store = store
         self._operations = operations
@@ -115,6 +124,8 @@ class Api:
             web.post(f"{v1}/runs/{{id}}/abandon", self._guard(Role.OPERATE, self.abandon)),
             web.post(f"{v1}/pause", self._guard(Role.OPERATE, self.pause)),
             web.post(f"{v1}/unpause", self._guard(Role.OPERATE, self.unpause)),
+            web.post(f"{v1}/tokens", self._guard(Role.OPERATE, self.create_token)),
+            web.post(f"{v1}/tokens/{{name}}/revoke", self._guard(Role.OPERATE, self.revoke_token)),
         ]
 
     def _guard(self, role: Role, answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -163,7 +174,9 @@ class Api:
 
     async def decisions(self, request: web.Request, caller: Caller) -> Any:
         """The newest decisions, with facts, reasons, gates and outcome."""
-        found = await self._store.decisions(request.query.get("target"), _limit(request), request.query.get("deployment"))
+        found = await self._store.decisions(
+            request.query.get("target"), _limit(request), request.query.get("deployment")
+        )
         return [
             {
                 "id": d.id,
@@ -216,7 +229,9 @@ class Api:
     async def plan(self, request: web.Request, caller: Caller) -> Any:
         """Plan; POST because it has a body, though it changes nothing."""
         asked = await _body(request, PlanAsked)
-        plan, gates = await self._operations.plan(request.match_info["name"], to=asked.to, release=asked.release)
+        plan, gates = await self._operations.plan(
+            request.match_info["name"], to=asked.to, release=asked.release
+        )
         return {
             "plan": msgspec.to_builtins(plan),
             "plan_sha256": plan.sha256(),
@@ -259,13 +274,17 @@ class Api:
         word = await _body(request, WordGiven)
         run_id = request.match_info["id"]
         return describe_run(
-            await self._operations.approve(run_id, caller.name, plan_sha256=word.plan_sha256, reason=word.reason)
+            await self._operations.approve(
+                run_id, caller.name, plan_sha256=word.plan_sha256, reason=word.reason
+            )
         )
 
     async def deny(self, request: web.Request, caller: Caller) -> Any:
         """Say no."""
         word = await _body(request, WordGiven)
-        return describe_run(await self._operations.deny(request.match_info["id"], caller.name, reason=word.reason))
+        return describe_run(
+            await self._operations.deny(request.match_info["id"], caller.name, reason=word.reason)
+        )
 
     async def resume(self, request: web.Request, caller: Caller) -> Any:
         """Go on with a held run."""
@@ -274,7 +293,9 @@ class Api:
     async def abandon(self, request: web.Request, caller: Caller) -> Any:
         """Let a held run go."""
         word = await _body(request, WordGiven)
-        return describe_run(await self._operations.abandon(request.match_info["id"], caller.name, reason=word.reason))
+        return describe_run(
+            await self._operations.abandon(request.match_info["id"], caller.name, reason=word.reason)
+        )
 
     async def pause(self, request: web.Request, caller: Caller) -> Any:
         """Stop automation."""
@@ -286,6 +307,23 @@ class Api:
         """Let automation go on."""
         asked = await _body(request, PauseAsked)
         return {"lifted": await self._operations.unpause(asked.target, caller.name)}
+
+    async def create_token(self, request: web.Request, caller: Caller) -> Any:
+        """Make a token; local people alone may, so that a token can't make another."""
+        _require_local(caller)
+        asked = await _body(request, TokenAsked)
+        return {"token": await create_token(self._store, asked.name, asked.roles, self._clock.now())}
+
+    async def revoke_token(self, request: web.Request, caller: Caller) -> Any:
+        """Revoke a token; local people alone may."""
+        _require_local(caller)
+        await revoke_token(self._store, request.match_info["name"], self._clock.now())
+        return {"revoked": request.match_info["name"]}
+
+
+def _require_local(caller: Caller) -> None:
+    if not caller.is_local:
+        raise UnidentifiedError(403, "tokens are made and revoked on the daemon's own machine alone")
 
 
 def describe_deployment(deployment: Deployment) -> dict[str, Any]:
@@ -304,7 +342,11 @@ def error_response(error: RollbackdError) -> web.Response:
         (StoreUnavailableError, 503),
         (TransientError, 503),
     ]
-    status = error.status if isinstance(error, UnidentifiedError) else next((s for c, s in statuses if isinstance(error, c)), 500)
+    status = (
+        error.status
+        if isinstance(error, UnidentifiedError)
+        else next((s for c, s in statuses if isinstance(error, c)), 500)
+    )
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

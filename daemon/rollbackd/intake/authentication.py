@@ -14,7 +14,9 @@ from rollbackd.errors import DeliveryRefusedError
 TOLERANCE_S = 300
 
 
-class Hmac(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="scheme", tag="hmac"):
+class Hmac(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="scheme", tag="hmac"
+):
     """HMAC-SHA256 of the raw body in a header, after a fixed prefix, in hex."""
 
     header: str
@@ -23,7 +25,12 @@ class Hmac(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class StandardWebhooks(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="scheme", tag="standard_webhooks"
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="scheme",
+    tag="standard_webhooks",
 ):
     """Standard Webhooks 1.0.0, scheme v1: `id.timestamp.body` signed with a `whsec_` key; any listed signature counts.
 
@@ -31,14 +38,18 @@ class StandardWebhooks(
     """
 
 
-class Bearer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="scheme", tag="bearer"):
+class Bearer(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="scheme", tag="bearer"
+):
     """A token in the Authorization header."""
 
 
 Scheme = Hmac | StandardWebhooks | Bearer
 
 
-def authenticate(scheme: Scheme, secrets: tuple[bytes, ...], headers: Mapping[str, str], body: bytes, now_s: float) -> None:
+def authenticate(
+    scheme: Scheme, secrets: tuple[bytes, ...], headers: Mapping[str, str], body: bytes, now_s: float
+) -> None:
     """Let an authentic delivery pass.
 
     Args:
@@ -56,7 +67,9 @@ def authenticate(scheme: Scheme, secrets: tuple[bytes, ...], headers: Mapping[st
                 raise _unauthentic("no_signature", f"the header {scheme.header} is missing")
             text = given.removeprefix(scheme.prefix)
             if scheme.prefix and text == given:
-                raise _unauthentic("malformed_signature", f"{scheme.header} must begin with {scheme.prefix!r}")
+                raise _unauthentic(
+                    "malformed_signature", f"{scheme.header} must begin with {scheme.prefix!r}"
+                )
             expected = [hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets]
             if not _any_equal(expected, [text.encode()]):
                 raise _unauthentic("wrong_signature", "the signature doesn't fit the body")
@@ -88,7 +101,9 @@ def prepare_secret(scheme: Scheme, secret: str) -> bytes:
     return key
 
 
-def _standard_webhooks(secrets: tuple[bytes, ...], headers: Mapping[str, str], body: bytes, now_s: float) -> None:
+def _standard_webhooks(
+    secrets: tuple[bytes, ...], headers: Mapping[str, str], body: bytes, now_s: float
+) -> None:
     message_id = headers.get("webhook-id", "")
     timestamp = headers.get("webhook-timestamp", "")
     signatures = headers.get("webhook-signature", "")
@@ -98,9 +113,13 @@ def _standard_webhooks(secrets: tuple[bytes, ...], headers: Mapping[str, str], b
         raise _unauthentic("malformed_timestamp", "webhook-timestamp must be whole seconds since the epoch")
     age_s = now_s - int(timestamp)
     if age_s > TOLERANCE_S:
-        raise _unauthentic("stale_timestamp", f"signed more than {TOLERANCE_S} s ago; check the sender's clock")
+        raise _unauthentic(
+            "stale_timestamp", f"signed more than {TOLERANCE_S} s ago; check the sender's clock"
+        )
     if age_s < -TOLERANCE_S:
-        raise _unauthentic("future_timestamp", f"signed more than {TOLERANCE_S} s ahead of now; check the sender's clock")
+        raise _unauthentic(
+            "future_timestamp", f"signed more than {TOLERANCE_S} s ahead of now; check the sender's clock"
+        )
     signed = b".".join((message_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body))
     given: list[bytes] = []
     for entry in signatures.split(" "):

@@ -35,12 +35,14 @@ class Connections:
         self.open -= 1
 
 
-class ImpatientHandler(RequestHandler):  # type: ignore[misc]
+class ImpatientHandler(RequestHandler):
     """A connection that must send its first request's head in time. Later ones are bounded by the keep-alive."""
 
     __slots__ = ("_connections", "_deadline")
 
-    def __init__(self, connections: Connections, server: Any, loop: asyncio.AbstractEventLoop, options: dict[str, Any]) -> None:
+    def __init__(
+        self, connections: Connections, server: Any, loop: asyncio.AbstractEventLoop, options: dict[str, Any]
+    ) -> None:
         super().__init__(server, loop=loop, **options)
         self._connections = connections
         self._deadline: asyncio.TimerHandle | None = None

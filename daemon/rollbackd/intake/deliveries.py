@@ -15,7 +15,14 @@ from rollbackd.ports import Clock, Store
 from rollbackd.workflow.happenings import Happenings
 
 # What of a request's head is kept: enough to see what was sent, nothing that authenticates.
-KEPT_HEADERS = ("content-type", "user-agent", "webhook-id", "webhook-timestamp", "x-github-delivery", "x-github-event")
+KEPT_HEADERS = (
+    "content-type",
+    "user-agent",
+    "webhook-id",
+    "webhook-timestamp",
+    "x-github-delivery",
+    "x-github-event",
+)
 RETRY_AFTER_S = 5
 
 
@@ -43,11 +50,15 @@ class Deliveries:
         name = request.match_info["name"]
         known = self._hooks.get(name)
         if known is None:
-            return self._refuse("unknown", DeliveryRefusedError(404, "unknown_hook", "no such hook is configured"))
+            return self._refuse(
+                "unknown", DeliveryRefusedError(404, "unknown_hook", "no such hook is configured")
+            )
         hook, secrets = known
         try:
             body = await self._read(request)
-            authenticate(hook.file.authentication, secrets, request.headers, body, self._clock.now().timestamp())
+            authenticate(
+                hook.file.authentication, secrets, request.headers, body, self._clock.now().timestamp()
+            )
             headers = {key.lower(): value for key, value in request.headers.items()}
             meaning = hook.interpret(headers, parse_body(body))
             return await self._record(hook, headers, body, meaning)
@@ -60,7 +71,9 @@ class Deliveries:
     async def _read(self, request: web.Request) -> bytes:
         length = request.content_length
         if length is not None and length > self._max_body_bytes:
-            raise DeliveryRefusedError(413, "too_large", f"{length} bytes; at most {self._max_body_bytes} are taken")
+            raise DeliveryRefusedError(
+                413, "too_large", f"{length} bytes; at most {self._max_body_bytes} are taken"
+            )
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise DeliveryRefusedError(415, "encoded", "send the body as it is, without a Content-Encoding")
         try:
@@ -69,11 +82,17 @@ class Deliveries:
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-            raise DeliveryRefusedError(408, "slow", f"the body didn't come within {BODY_DEADLINE_S:g} s") from None
+            raise DeliveryRefusedError(
+                408, "slow", f"the body didn't come within {BODY_DEADLINE_S:g} s"
+            ) from None
         except web.HTTPRequestEntityTooLarge:
-            raise DeliveryRefusedError(413, "too_large", f"at most {self._max_body_bytes} bytes are taken") from None
+            raise DeliveryRefusedError(
+                413, "too_large", f"at most {self._max_body_bytes} bytes are taken"
+            ) from None
 
-    async def _record(self, hook: Hook, headers: dict[str, str], body: bytes, meaning: Interpretation) -> web.Response:
+    async def _record(
+        self, hook: Hook, headers: dict[str, str], body: bytes, meaning: Interpretation
+    ) -> web.Response:
         digest = hashlib.sha256(body).hexdigest()
         delivery = Delivery(
             id=self._clock.new_id("delivery"),
@@ -97,9 +116,13 @@ class Deliveries:
             return web.Response(status=204, headers={"X-Rollbackd-Delivery": accepted.id})
         # Built by hand: an id of ours needs no escaping, and this is the busiest answer there is.
         text = '{"id":"' + accepted.id + '","events":' + str(len(meaning.events)) + "}"
-        return web.Response(status=202 if accepted.is_new else 200, text=text, content_type="application/json")
+        return web.Response(
+            status=202 if accepted.is_new else 200, text=text, content_type="application/json"
+        )
 
     def _refuse(self, hook: str, error: DeliveryRefusedError) -> web.Response:
         self._happenings.tell("delivery_refused", hook=hook, reason=error.reason, status=error.status)
         headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
-        return web.json_response({"error": str(error), "reason": error.reason}, status=error.status, headers=headers)
+        return web.json_response(
+            {"error": str(error), "reason": error.reason}, status=error.status, headers=headers
+        )

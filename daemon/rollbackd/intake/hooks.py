@@ -3,7 +3,6 @@
 import json
 import tomllib
 from collections.abc import Mapping
-
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,14 +152,25 @@ class Hook:
             return self._event(meaning, scope, "$")
         items = self._find(meaning.each, scope)
         if not isinstance(items, list):
-            raise DeliveryRefusedError(self.file.malformed, "malformed", f"$.{meaning.each.removeprefix('body.')}: a list is expected")
+            raise DeliveryRefusedError(
+                self.file.malformed,
+                "malformed",
+                f"$.{meaning.each.removeprefix('body.')}: a list is expected",
+            )
         if len(items) > MOST_EVENTS:
-            raise DeliveryRefusedError(413, "too_large", f"{len(items)} items; at most {MOST_EVENTS} are taken")
+            raise DeliveryRefusedError(
+                413, "too_large", f"{len(items)} items; at most {MOST_EVENTS} are taken"
+            )
         path = f"$.{meaning.each.removeprefix('body.')}"
-        found = [self._event(meaning, {**scope, "item": item, "index": i}, f"{path}[{i}]") for i, item in enumerate(items)]
+        found = [
+            self._event(meaning, {**scope, "item": item, "index": i}, f"{path}[{i}]")
+            for i, item in enumerate(items)
+        ]
         events = tuple(event for one in found for event in one.events)
         because = "; ".join(dict.fromkeys(one.ignored_because for one in found if one.ignored_because))
-        return Interpretation(events=events, ignored_because=because or ("" if events else "it holds no item"))
+        return Interpretation(
+            events=events, ignored_because=because or ("" if events else "it holds no item")
+        )
 
     def _event(self, meaning: Meaning, scope: dict[str, Any], path: str) -> Interpretation:
         if meaning.as_is:
@@ -217,7 +227,9 @@ def load_hook(name: str, path: Path) -> Hook:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         hook = Hook(name, msgspec.convert(document, HookFile))
     except OSError as error:
-        raise ConfigurationError([f"hooks.{name}: the hook file {path} can't be read: {error.strerror}"]) from None
+        raise ConfigurationError(
+            [f"hooks.{name}: the hook file {path} can't be read: {error.strerror}"]
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, JMESPathError) as error:
         raise ConfigurationError([f"hooks.{name}: {path}: {error}"]) from None
     problems = [problem for fixture in hook.file.fixtures for problem in _prove(hook, fixture, path.parent)]
@@ -263,9 +275,13 @@ def _prove(hook: Hook, fixture: Fixture, folder: Path) -> list[str]:
     for index, (expected, event) in enumerate(zip(fixture.expect, events, strict=False)):
         for name, value in expected.items():
             if event.get(name, "") != value:
-                problems.append(f"{where}: event {index}: {name} is {event.get(name, '')!r}, expected is {value!r}")
+                problems.append(
+                    f"{where}: event {index}: {name} is {event.get(name, '')!r}, expected is {value!r}"
+                )
     if fixture.ignored and fixture.ignored not in found.ignored_because:
-        problems.append(f"{where}: ignored because {found.ignored_because!r}, expected is {fixture.ignored!r}")
+        problems.append(
+            f"{where}: ignored because {found.ignored_because!r}, expected is {fixture.ignored!r}"
+        )
     return problems
 
 
@@ -294,5 +310,3 @@ def _aware(event: Event) -> Event:
         # Alertmanager's zero date means "not said".
         return event if at is None or at.year > 1 else msgspec.structs.replace(event, occurred_at=None)
     raise DeliveryRefusedError(400, "malformed", f"$.occurred_at: {at.isoformat()} has no time zone")
-
-

@@ -3,14 +3,17 @@
 import hashlib
 import hmac
 import pwd
+import secrets
 import socket
 import struct
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 from aiohttp import web
 
-from rollbackd.errors import RollbackdError
+from rollbackd.core.records import Token
+from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
 from rollbackd.ports import Store
 
 
@@ -36,6 +39,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     roles: frozenset[Role]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a user of this machine, on the socket that only the daemon's own user can open."""
+        return self.name.startswith("local:")
+
     def may(self, role: Role) -> bool:
         """Whether the caller has the role; every role may read."""
         return role is Role.READ or role in self.roles
@@ -57,7 +65,9 @@ async def identify(request: web.Request, store: Store) -> Caller:
         return Caller(name=f"local:{local}", roles=frozenset(Role))
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token:
-        raise UnidentifiedError(401, "a token is needed: Authorization: Bearer …; make one with 'rollbackd tokens create'")
+        raise UnidentifiedError(
+            401, "a token is needed: Authorization: Bearer …; make one with 'rollbackd tokens create'"
+        )
     given = hash_token(token.strip())
     found: Caller | None = None
     for known in await store.tokens():
@@ -66,6 +76,35 @@ async def identify(request: web.Request, store: Store) -> Caller:
     if found is None:
         raise UnidentifiedError(401, "the token isn't known, or was revoked")
     return found
+
+
+async def create_token(store: Store, name: str, roles: tuple[str, ...], now: datetime) -> str:
+    """Make a token and return it, once: only its digest is kept.
+
+    Raises:
+        RefusedError: when the name is taken or a role isn't one.
+    """
+    known_roles = [role.value for role in Role]
+    if not name or not roles or any(role not in known_roles for role in roles):
+        raise RefusedError(f"a token needs a name and roles out of {', '.join(known_roles)}")
+    if any(known.name == name and known.revoked_at is None for known in await store.tokens()):
+        raise RefusedError(f"there is a token {name} already: revoke it first, or take another name")
+    token = f"rbd_{secrets.token_urlsafe(32)}"
+    kept = Token(name=name, role=",".join(sorted(set(roles))), sha256=hash_token(token), created_at=now)
+    await store.save_token(kept)
+    return token
+
+
+async def revoke_token(store: Store, name: str, now: datetime) -> None:
+    """Revoke a token; from then on it is unknown.
+
+    Raises:
+        NotFoundError: when there is none of that name.
+    """
+    known = next((t for t in await store.tokens() if t.name == name and t.revoked_at is None), None)
+    if known is None:
+        raise NotFoundError(f"there is no token {name}")
+    await store.save_token(msgspec.structs.replace(known, revoked_at=now))
 
 
 def _local_user(request: web.Request) -> str:

@@ -23,7 +23,13 @@ class HttpServer:
     """Listens on TCP for everybody with a signature or a token, and on a Unix socket for local people."""
 
     def __init__(
-        self, settings: Server, deliveries: Deliveries, api: Api, metrics_text: MetricsText, ready: Ready, socket_path: Path
+        self,
+        settings: Server,
+        deliveries: Deliveries,
+        api: Api,
+        metrics_text: MetricsText,
+        ready: Ready,
+        socket_path: Path,
     ) -> None:
         self._settings = settings
         self._socket_path = socket_path
@@ -36,9 +42,13 @@ class HttpServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_routes(api.routes())
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=10.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=10.0
+        )
         self._servers: list[asyncio.Server] = []
-        self._routes = [(r.method, r.resource.canonical) for r in app.router.routes() if r.resource is not None]
+        self._routes = [
+            (r.method, r.resource.canonical) for r in app.router.routes() if r.resource is not None
+        ]
         self.port = 0
 
     async def start(self) -> None:
@@ -79,7 +89,9 @@ class HttpServer:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         problems = await self._ready()
-        return web.json_response({"ready": not problems, "problems": problems}, status=503 if problems else 200)
+        return web.json_response(
+            {"ready": not problems, "problems": problems}, status=503 if problems else 200
+        )
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body, content_type = self._metrics_text()
@@ -91,5 +103,9 @@ class HttpServer:
             if method in ("GET", "POST"):
                 answers = {"200": {"description": "see the README's table of answers"}}
                 paths.setdefault(path, {})[method.lower()] = {"responses": answers}
-        document = {"openapi": "3.1.0", "info": {"title": "rollbackd", "version": __version__}, "paths": paths}
+        document = {
+            "openapi": "3.1.0",
+            "info": {"title": "rollbackd", "version": __version__},
+            "paths": paths,
+        }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")

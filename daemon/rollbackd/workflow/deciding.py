@@ -85,7 +85,9 @@ class Deciding:
             self._matching[deployment.id] = (row.name, now)
         return since
 
-    async def _act(self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded) -> bool:
+    async def _act(
+        self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded
+    ) -> bool:
         reason = f"{decision.row}: {decision.why}"
         try:
             plan = await self._plan(deployment, evidence, decision, guarded)
@@ -95,7 +97,9 @@ class Deciding:
             await self._say(deployment, evidence, refused, f"refused: {error}")
             return False
         incident = deployment.incident
-        gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=False, incident=incident)
+        gates = await permitting.judge(
+            plan, guarded, self._store, self._clock, by_person=False, incident=incident
+        )
         if decision.hold:
             # Standing still changes nothing: only the modes and pauses that silence automation apply.
             gates = tuple(g for g in gates if g.gate in (Gate.MODE, Gate.PAUSE))
@@ -124,7 +128,9 @@ class Deciding:
         await self._store.save_deployment(msgspec.structs.replace(deployment, incident=incident))
         return False
 
-    async def _plan(self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded) -> Plan:
+    async def _plan(
+        self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded
+    ) -> Plan:
         planner = self._planners[guarded.name]
         if decision.hold:
             before = evidence.heads_before or ()
@@ -135,7 +141,9 @@ class Deciding:
             )
             return await planner.hold(before, statement, deployment.scripts_sha256)
         if decision.action is Action.REDEPLOY_ONLY:
-            return await planner.redeploy(release_from=deployment.version, release_to=deployment.previous_version)
+            return await planner.redeploy(
+                release_from=deployment.version, release_to=deployment.previous_version
+            )
         return await planner.downgrade(
             evidence.heads_before or (),
             release_from=deployment.version,
@@ -184,14 +192,18 @@ class Deciding:
             }
             await self._announcer.announce("decision_made", fields)
         if decision.action is Action.INVESTIGATE and not decision.hold:
-            await self._runs.incident_for(guarded, deployment.incident, f"{decision.row}: {decision.why}", OURSELVES)
+            await self._runs.incident_for(
+                guarded, deployment.incident, f"{decision.row}: {decision.why}", OURSELVES
+            )
         return stored
 
     async def _has_run(self, deployment: Deployment) -> bool:
         return any(run.deployment == deployment.id for run in await self._store.runs(deployment.target, 20))
 
     async def _end_with_its_run(self, deployment: Deployment) -> bool:
-        runs = [run for run in await self._store.runs(deployment.target, 20) if run.deployment == deployment.id]
+        runs = [
+            run for run in await self._store.runs(deployment.target, 20) if run.deployment == deployment.id
+        ]
         newest = runs[0]
         if newest.state in UNFINISHED:
             return False

@@ -6,7 +6,9 @@ from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
 
 
-async def document_state(guarded: Guarded, store: Store, clock: Clock, *, count: bool = True) -> StateDocument:
+async def document_state(
+    guarded: Guarded, store: Store, clock: Clock, *, count: bool = True
+) -> StateDocument:
     """Read the state and keep it. Counting heeds the target's budget; without `count` only revision and schema are read.
 
     The heads are read before and after: a state whose revision moved meanwhile is read again.

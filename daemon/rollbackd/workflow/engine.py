@@ -43,7 +43,9 @@ class Lease:
 class Engine:
     """Executes runs, one task each. Never two on one database: the store's unique index sees to that."""
 
-    def __init__(self, store: Store, clock: Clock, guarded: Mapping[str, Guarded], happenings: Happenings) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, guarded: Mapping[str, Guarded], happenings: Happenings
+    ) -> None:
         self._store = store
         self._clock = clock
         self._guarded = guarded
@@ -120,9 +122,13 @@ class Engine:
         seen = await self._look(step, context)
         todo = next_for_step(_begun(records), seen.observation)
         if todo is Next.HOLD:
-            raise HeldError(seen.statement or "what this step did before the restart can't be seen", seen.evidence)
+            raise HeldError(
+                seen.statement or "what this step did before the restart can't be seen", seen.evidence
+            )
         if todo is Next.RECORD_DONE:
-            await self._record(lease, step, context.number, attempts_before, StepPhase.DONE, {**seen.evidence, "found": True})
+            await self._record(
+                lease, step, context.number, attempts_before, StepPhase.DONE, {**seen.evidence, "found": True}
+            )
         else:
             await self._perform_with_retries(step, context, lease, attempts_before, began)
 
@@ -154,7 +160,9 @@ class Engine:
                     await self._record_failure(lease, step, number, tried, error)
                     raise
                 seconds = round(asyncio.get_running_loop().time() - began, 6)
-                await self._record(lease, step, number, tried, StepPhase.DONE, {**evidence, "seconds": seconds})
+                await self._record(
+                    lease, step, number, tried, StepPhase.DONE, {**evidence, "seconds": seconds}
+                )
 
     async def _perform(self, step: Step, context: steps.StepContext) -> steps.Evidence:
         """Perform once within the step's time, and believe only what is seen afterwards."""
@@ -169,7 +177,9 @@ class Engine:
         if seen.observation is Observation.UNKNOWABLE:
             raise HeldError(seen.statement, seen.evidence)
         if seen.observation is Observation.NOT_DONE and not evidence.get("reused"):
-            raise TransientError(f"the step reported success, and the world doesn't show it: {step_text(step)}")
+            raise TransientError(
+                f"the step reported success, and the world doesn't show it: {step_text(step)}"
+            )
         return {**evidence, **seen.evidence}
 
     async def _until_stopped(self, step: Step, context: steps.StepContext) -> steps.Evidence:
@@ -204,7 +214,9 @@ class Engine:
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     async def _hold(self, lease: Lease, number: int, step: Step, error: HeldError) -> Run:
-        await self._record(lease, step, number, 0, StepPhase.HELD, {"statement": error.statement, **error.evidence})
+        await self._record(
+            lease, step, number, 0, StepPhase.HELD, {"statement": error.statement, **error.evidence}
+        )
         return await self._finish(lease, RunState.HELD, error.statement)
 
     async def _fail(self, lease: Lease, number: int, step: Step, error: RollbackdError) -> Run:
@@ -212,7 +224,9 @@ class Engine:
         reason = f"{step_text(step)}: {error}"
         done = await self._done_before(lease.run, number)
         if any(isinstance(earlier, Downgrade) for earlier in done.values()):
-            return await self._hold(lease, number, step, HeldError(f"the database was downgraded, and then {reason}"))
+            return await self._hold(
+                lease, number, step, HeldError(f"the database was downgraded, and then {reason}")
+            )
         if isinstance(step, Downgrade):
             seen = await self._look_safely(step, self._context(lease, number))
             if seen is None or seen.observation is not Observation.NOT_DONE:
@@ -230,7 +244,11 @@ class Engine:
 
     async def _done_before(self, run: Run, number: int) -> dict[int, Step]:
         """Earlier steps that were done, and the present one if it was at least begun."""
-        begun = {r.step for r in await self._store.journal_of(run.id) if r.phase in (StepPhase.DONE, StepPhase.INTENT)}
+        begun = {
+            r.step
+            for r in await self._store.journal_of(run.id)
+            if r.phase in (StepPhase.DONE, StepPhase.INTENT)
+        }
         done = {n: run.plan.steps[n] for n in sorted(begun) if n < number}
         if number in begun and not isinstance(run.plan.steps[number], Downgrade):
             done[number] = run.plan.steps[number]
@@ -273,7 +291,12 @@ class Engine:
         async def progressed(progress: Progress) -> None:
             self.progress[run.id] = progress
             self._happenings.tell(
-                "step_progressed", run=run.id, target=run.target, done=progress.done, total=progress.total, unit=progress.unit
+                "step_progressed",
+                run=run.id,
+                target=run.target,
+                done=progress.done,
+                total=progress.total,
+                unit=progress.unit,
             )
 
         return steps.StepContext(
@@ -290,7 +313,9 @@ class Engine:
         self, lease: Lease, step: Step, number: int, attempt: int, phase: StepPhase, evidence: steps.Evidence
     ) -> None:
         run = lease.run
-        record = StepRecord(run=run.id, step=number, attempt=attempt, phase=phase, at=self._clock.now(), evidence=evidence)
+        record = StepRecord(
+            run=run.id, step=number, attempt=attempt, phase=phase, at=self._clock.now(), evidence=evidence
+        )
         await self._store.journal(record, lease.fence)
         self._happenings.tell(
             "step_recorded",
@@ -318,5 +343,3 @@ class Engine:
 def _begun(records: list[StepRecord]) -> StepPhase | None:
     """Whether an intent is on record: a step that failed or was held may have done something all the same."""
     return StepPhase.INTENT if any(r.phase is StepPhase.INTENT for r in records) else None
-
-

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import msgspec
 
-from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.gates import GateFinding, Pause
 from rollbackd.core.plan import Plan
@@ -87,7 +86,9 @@ class Operations:
         if plan_sha256 and plan.sha256() != plan_sha256:
             raise RefusedError("the plan has changed since it was shown: look at it again")
         given = await self._runs.incident_for(guarded, incident, reason, requested_by)
-        gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=True, incident=given)
+        gates = await permitting.judge(
+            plan, guarded, self._store, self._clock, by_person=True, incident=given
+        )
         deployment = await self._last_deployment(guarded)
         return await self._runs.ask_for(
             plan,
@@ -143,7 +144,9 @@ class Operations:
         guarded = self._named(target)
         lock = self._gates.setdefault(target, asyncio.Lock())
         async with lock:
-            unfinished = [r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key]
+            unfinished = [
+                r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key
+            ]
             if unfinished:
                 reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
                 return GateAnswer(go=False, reasons=(reason,))
@@ -152,7 +155,9 @@ class Operations:
                 await watches.prepared(deployment.id)
                 documented = await self._store.deployment(deployment.id)
                 if documented is None or documented.heads_before is None:
-                    return GateAnswer(go=False, reasons=("the state before the deploy couldn't be documented",))
+                    return GateAnswer(
+                        go=False, reasons=("the state before the deploy couldn't be documented",)
+                    )
                 backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
             except RollbackdError as error:
                 return GateAnswer(go=False, reasons=(str(error),))
@@ -164,46 +169,6 @@ class Operations:
                 heads=documented.heads_before,
                 backup=backup_evidence(backup) if backup is not None else {},
             )
-
-    async def readiness(self, target: str) -> tuple[Finding, ...]:
-        """Everything that a run would need of this target, checked now; nothing is changed."""
-        guarded = self._named(target)
-        findings: list[Finding] = []
-        try:
-            identity = await guarded.database.identity()
-            text = f"PostgreSQL {identity.server_version // 10_000}, database {identity.database}"
-            findings.append(Finding(check="database", outcome=Outcome.PASSED, text=text))
-            findings += await guarded.database.rights()
-        except RollbackdError as error:
-            findings.append(Finding(check="database", outcome=Outcome.FAILED, text=str(error)))
-        findings += await self._worker_readiness(guarded)
-        findings += await guarded.backups.readiness() if guarded.settings.backs_up else ()
-        findings += await guarded.application.readiness()
-        return tuple(findings)
-
-    async def _worker_readiness(self, guarded: Guarded) -> list[Finding]:
-        try:
-            described = await guarded.worker.describe()
-            environment = await guarded.worker.environment()
-        except RollbackdError as error:
-            return [Finding(check="migrations", outcome=Outcome.FAILED, text=str(error))]
-        finally:
-            await guarded.worker.close()
-        text = (
-            f"{len(described.revisions)} revisions, Alembic {described.alembic}, SQLAlchemy {described.sqlalchemy},"
-            f" {environment.driver}, {described.python}"
-        )
-        known = {revision.id for revision in described.revisions}
-        unknown = [head for head in environment.heads if head not in known]
-        findings = [Finding(check="migrations", outcome=Outcome.PASSED, text=text)]
-        if unknown:
-            text = f"the database is at {', '.join(unknown)}, which no script here knows"
-            findings.append(Finding(check="stamp", outcome=Outcome.FAILED, text=text))
-        configured = guarded.settings.migrations.version_table
-        if environment.version_table != configured:
-            text = f"env.py uses the version table {environment.version_table}: set 'migrations.version_table' (now {configured})"
-            findings.append(Finding(check="version_table_name", outcome=Outcome.FAILED, text=text))
-        return findings
 
     async def _gate_backup(self, guarded: Guarded) -> BackupRecord:
         horizon = self._clock.now() - timedelta(seconds=guarded.settings.backup.reuse_within)
@@ -254,7 +219,9 @@ class Operations:
     def _named(self, target: str) -> Guarded:
         guarded = self._guarded.get(target)
         if guarded is None:
-            raise NotFoundError(f"there is no target {target}; configured are {', '.join(self._guarded) or 'none'}")
+            raise NotFoundError(
+                f"there is no target {target}; configured are {', '.join(self._guarded) or 'none'}"
+            )
         return guarded
 
 

@@ -15,7 +15,11 @@ async def judge(
     """Judge every gate for this plan, now."""
     now = clock.now()
     runs = [run for run in await store.runs(guarded.name, 50) if run.created_at > now - timedelta(days=2)]
-    counted = [run for run in runs if run.state in (RunState.SUCCEEDED, RunState.FAILED, RunState.ABANDONED, RunState.HELD)]
+    counted = [
+        run
+        for run in runs
+        if run.state in (RunState.SUCCEEDED, RunState.FAILED, RunState.ABANDONED, RunState.HELD)
+    ]
     pauses = [p for p in await store.pauses() if p.target in ("*", guarded.name)]
     ask = Ask(
         by_person=by_person,

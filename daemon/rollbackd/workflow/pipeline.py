@@ -97,7 +97,9 @@ class Pipeline:
                 except RollbackdError as error:
                     outcome = f"refused: {error}"
                 await self._store.settle_event(queued.seq, outcome, self._clock.now())
-                self._happenings.tell("event_settled", kind=str(queued.event.kind), hook=queued.hook, outcome=outcome)
+                self._happenings.tell(
+                    "event_settled", kind=str(queued.event.kind), hook=queued.hook, outcome=outcome
+                )
 
     async def _take(self, queued: QueuedEvent) -> str:
         event = queued.event
@@ -139,7 +141,9 @@ class Pipeline:
         deployment = await self._find(event, guarded)
         if deployment is None:
             if event.kind is EventKind.DEPLOY_SUCCEEDED and not event.deployment and not event.version:
-                return f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
+                return (
+                    f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
+                )
             deployment = await self.begin(event, guarded, queued)
         changed = _with_word(deployment, event, queued)
         if changed != deployment:
@@ -192,7 +196,10 @@ class Pipeline:
             if found or event.kind is EventKind.DEPLOY_STARTED:
                 return found[0] if found else None
         if event.kind is EventKind.DEPLOY_STARTED:
-            return next((d for d in recent if d.version == event.version and d.ended_at is None and not d.sender_id), None)
+            return next(
+                (d for d in recent if d.version == event.version and d.ended_at is None and not d.sender_id),
+                None,
+            )
         if event.version:
             found = [d for d in recent if d.version == event.version and d.ended_at is None]
             if found:
@@ -226,7 +233,9 @@ class Pipeline:
     def _watch_ended(self, deployment: Deployment, task: asyncio.Task[None]) -> None:
         self._watches.pop(deployment.id, None)
         if not task.cancelled() and task.exception() is not None:
-            log.error("watch_died", deployment=deployment.id, target=deployment.target, exc_info=task.exception())
+            log.error(
+                "watch_died", deployment=deployment.id, target=deployment.target, exc_info=task.exception()
+            )
         if not any(self._targets_of_watches(deployment.target)):
             closing = asyncio.create_task(self._let_rest(self._guarded[deployment.target]))
             self._requests.add(closing)
@@ -309,7 +318,9 @@ class Pipeline:
                     release=event.previous_version,
                 )
             except RollbackdError as error:
-                self._happenings.tell("rollback_refused", target=guarded.name, reason=str(error), delivery=queued.delivery)
+                self._happenings.tell(
+                    "rollback_refused", target=guarded.name, reason=str(error), delivery=queued.delivery
+                )
 
         task = asyncio.create_task(ask())
         self._requests.add(task)
@@ -338,5 +349,3 @@ def _with_word(deployment: Deployment, event: Event, queued: QueuedEvent) -> Dep
     if event.version and not deployment.version:
         changes["version"] = event.version
     return msgspec.structs.replace(deployment, **changes)
-
-

@@ -1,7 +1,14 @@
 """Making a plan: ask the worker for the graph and the statements, the database for its heads, and let the core lay it out."""
 
 from rollbackd.core.assess import heads_text
-from rollbackd.core.plan import Plan, PlannedRevision, plan_downgrade, plan_hold, plan_redeploy, planned_revision
+from rollbackd.core.plan import (
+    Plan,
+    PlannedRevision,
+    plan_downgrade,
+    plan_hold,
+    plan_redeploy,
+    planned_revision,
+)
 from rollbackd.core.revisions import RevisionGraph
 from rollbackd.errors import RefusedError
 from rollbackd.ports import Described

@@ -61,7 +61,10 @@ class Reporting:
             release_to=run.plan.release_to,
             revisions=tuple(
                 ReportRevision(
-                    id=r.id, title=r.title, effects=tuple(e.text() for e in r.effects), statements=r.statements
+                    id=r.id,
+                    title=r.title,
+                    effects=tuple(e.text() for e in r.effects),
+                    statements=r.statements,
                 )
                 for r in run.plan.revisions
             ),
@@ -149,26 +152,36 @@ def _next_steps(run: Run, stored: StoredDecision | None) -> tuple[NextStep, ...]
     if run.plan.way_back is WayBack.STOP_WRITES:
         steps.append(NextStep(text=f"Bring the database to {heads_text(run.plan.to_heads)}", done=succeeded))
     if run.plan.way_back is WayBack.REDEPLOY_ONLY:
-        steps.append(NextStep(text="Nothing to downgrade: the database is where the old release left it", done=True))
+        steps.append(
+            NextStep(text="Nothing to downgrade: the database is where the old release left it", done=True)
+        )
     if run.plan.release_to:
         steps.append(NextStep(text=f"Put release {run.plan.release_to} back", done=succeeded))
     if run.state is RunState.HELD:
         steps.append(NextStep(text=f"Settle the hold: {run.statement}", done=False))
-        steps.append(NextStep(text=f"Then: rollbackd resume {run.id}, or rollbackd abandon {run.id}", done=False))
+        steps.append(
+            NextStep(text=f"Then: rollbackd resume {run.id}, or rollbackd abandon {run.id}", done=False)
+        )
     if run.state is RunState.AWAITING_APPROVAL:
         steps.append(NextStep(text=f"Approve or deny: rollbackd approve {run.id}", done=False))
     if run.state is RunState.FAILED:
         steps.append(NextStep(text=f"Mend what stopped it: {run.statement}", done=False))
     if stored is not None:
         steps += [NextStep(text=text, done=False) for text in stored.decision.next_steps]
-        if stored.decision.action in (Action.ROLL_BACK, Action.ROLL_BACK_WITH_DEPLOYMENT) and not stored.decision.next_steps:
+        if (
+            stored.decision.action in (Action.ROLL_BACK, Action.ROLL_BACK_WITH_DEPLOYMENT)
+            and not stored.decision.next_steps
+        ):
             steps.append(NextStep(text="Fix the migration and deploy again", done=False))
     elif run.plan.revisions:
         steps.append(NextStep(text="Fix the migration and deploy again", done=False))
     if run.plan.loses and succeeded:
-        steps.append(NextStep(text="Once the fixed migration is in, bring back what the downgrade destroyed (see above)", done=False))
+        steps.append(
+            NextStep(
+                text="Once the fixed migration is in, bring back what the downgrade destroyed (see above)",
+                done=False,
+            )
+        )
     if run.incident:
         steps.append(NextStep(text=f"Close incident {run.incident}", done=False))
     return tuple(steps)
-
-

@@ -106,7 +106,12 @@ class Runs:
             moved = await self._move(run, RunState.AWAITING_APPROVAL)
             await self._announcer.announce(
                 "approval_asked",
-                {"run": run.id, "target": run.target, "reason": run.reason, "because": list(run.approval_reasons)},
+                {
+                    "run": run.id,
+                    "target": run.target,
+                    "reason": run.reason,
+                    "because": list(run.approval_reasons),
+                },
             )
             return moved
         moved = await self._move(run, RunState.RUNNING)
@@ -144,7 +149,9 @@ class Runs:
         if actor == run.requested_by:
             raise RefusedError(f"{actor} asked for {run_id}, so somebody else has to approve it")
         if plan_sha256 and plan_sha256 != run.plan_sha256:
-            raise RefusedError(f"the approval is for another plan than that of {run_id}: look at the plan again")
+            raise RefusedError(
+                f"the approval is for another plan than that of {run_id}: look at the plan again"
+            )
         await self._record_word(run, actor, granted=True, reason=reason)
         if not run.plan.stops_writes and run.plan.downgrades:
             await self._store.set_writes_stopped(run_id, actor)
@@ -156,12 +163,16 @@ class Runs:
         """Somebody says no; the run is finished without a step taken."""
         run = await self._waiting(run_id)
         await self._record_word(run, actor, granted=False, reason=reason)
-        return await self._move(run, RunState.DENIED, statement=f"denied by {actor}: {reason or 'no reason given'}")
+        return await self._move(
+            run, RunState.DENIED, statement=f"denied by {actor}: {reason or 'no reason given'}"
+        )
 
     async def resume(self, run_id: str, actor: str) -> Run:
         """Go on with a held run: every remaining step is looked at again first."""
         run = await self._named(run_id)
-        moved = await self._move(run, RunState.RUNNING, expected=RunState.HELD, statement=f"resumed by {actor}")
+        moved = await self._move(
+            run, RunState.RUNNING, expected=RunState.HELD, statement=f"resumed by {actor}"
+        )
         self._happenings.tell("run_resumed", run=run.id, target=run.target, after="hold", actor=actor)
         self._start(moved)
         return moved
@@ -169,7 +180,9 @@ class Runs:
     async def abandon(self, run_id: str, actor: str, *, reason: str = "") -> Run:
         """Let a held run go: a person has taken over, and rollbackd does nothing more about it."""
         run = await self._named(run_id)
-        statement = f"abandoned by {actor}: {reason or 'no reason given'}. It was held because: {run.statement}"
+        statement = (
+            f"abandoned by {actor}: {reason or 'no reason given'}. It was held because: {run.statement}"
+        )
         return await self._move(run, RunState.ABANDONED, expected=RunState.HELD, statement=statement)
 
     async def expire(self) -> list[Run]:
@@ -177,7 +190,11 @@ class Runs:
         now = self._clock.now()
         ended = []
         for run in await self._store.unfinished_runs():
-            if run.state is RunState.AWAITING_APPROVAL and run.expires_at is not None and run.expires_at <= now:
+            if (
+                run.state is RunState.AWAITING_APPROVAL
+                and run.expires_at is not None
+                and run.expires_at <= now
+            ):
                 ended.append(await self._move(run, RunState.EXPIRED, statement="nobody approved it in time"))
         return ended
 
@@ -210,21 +227,35 @@ class Runs:
 
     async def _record_word(self, run: Run, actor: str, *, granted: bool, reason: str) -> None:
         word = Approval(
-            run=run.id, actor=actor, plan_sha256=run.plan_sha256, granted=granted, at=self._clock.now(), reason=reason
+            run=run.id,
+            actor=actor,
+            plan_sha256=run.plan_sha256,
+            granted=granted,
+            at=self._clock.now(),
+            reason=reason,
         )
         await self._store.save_approval(word)
         waited = (self._clock.now() - run.created_at).total_seconds()
         self._happenings.tell(
-            "approval_given", run=run.id, target=run.target, actor=actor, granted=granted, waited_seconds=waited
+            "approval_given",
+            run=run.id,
+            target=run.target,
+            actor=actor,
+            granted=granted,
+            waited_seconds=waited,
         )
 
     async def _waiting(self, run_id: str) -> Run:
         run = await self._named(run_id)
         if run.state is not RunState.AWAITING_APPROVAL:
-            raise RefusedError(f"{run_id} is {run.state}; only a run that awaits approval can be approved or denied")
+            raise RefusedError(
+                f"{run_id} is {run.state}; only a run that awaits approval can be approved or denied"
+            )
         if run.expires_at is not None and run.expires_at <= self._clock.now():
             await self.expire()
-            raise RefusedError(f"the time to approve {run_id} ended at {run.expires_at:%F %T} UTC: ask for it anew")
+            raise RefusedError(
+                f"the time to approve {run_id} ended at {run.expires_at:%F %T} UTC: ask for it anew"
+            )
         return run
 
     async def _named(self, run_id: str) -> Run:

@@ -5,7 +5,6 @@ whether it happened, however its performer died.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -289,19 +288,25 @@ async def _require_whole_backup(context: StepContext) -> None:
         return
     backup = await _backup_of(context)
     if backup is None or not await context.guarded.backups.is_whole(backup):
-        raise RefusedError("the backup isn't whole any more: nothing was downgraded; look at the backup folder")
+        raise RefusedError(
+            "the backup isn't whole any more: nothing was downgraded; look at the backup folder"
+        )
 
 
 async def _observe_downgrade(step: Downgrade, context: StepContext) -> Observed:
     """FROM, TO or NEITHER, once no session migrates any more."""
     guarded = context.guarded
     if not await guarded.database.wait_for_migration_lock(step.timeout_s):
-        statement = f"a session still migrates the database, after {step.timeout_s:g} s; look at pg_stat_activity"
+        statement = (
+            f"a session still migrates the database, after {step.timeout_s:g} s; look at pg_stat_activity"
+        )
         return Observed(Observation.UNKNOWABLE, {}, statement)
     intents = [
         record
         for record in await context.journal()
-        if record.step == context.number and record.phase is StepPhase.INTENT and "before_document" in record.evidence
+        if record.step == context.number
+        and record.phase is StepPhase.INTENT
+        and "before_document" in record.evidence
     ]
     heads = await guarded.database.heads()
     if not intents:
@@ -309,13 +314,20 @@ async def _observe_downgrade(step: Downgrade, context: StepContext) -> Observed:
         if set(heads) == set(step.from_heads):
             return _seen(False)
         return _unknowable(
-            f"the database is at {heads_text(heads)}; this step was to begin at {heads_text(step.from_heads)}", heads
+            f"the database is at {heads_text(heads)}; this step was to begin at {heads_text(step.from_heads)}",
+            heads,
         )
     before = await context.store.document(str(intents[-1].evidence["before_document"]))
     schema = await guarded.database.schema()
     difference = compare_schemas(before.schema, schema) if before is not None else None
-    found = where_it_stands(heads, step.from_heads, step.to_heads, difference, expects_change=step.changes_schema)
-    evidence: Evidence = {"heads": list(heads), "standing": found.standing, "fingerprint": schema.fingerprint()}
+    found = where_it_stands(
+        heads, step.from_heads, step.to_heads, difference, expects_change=step.changes_schema
+    )
+    evidence: Evidence = {
+        "heads": list(heads),
+        "standing": found.standing,
+        "fingerprint": schema.fingerprint(),
+    }
     if difference is not None:
         evidence["schema_difference"] = difference.lines()
     if found.standing is Standing.TO:
@@ -348,7 +360,9 @@ async def _observe_person(step: AwaitPerson, context: StepContext) -> Observed:
         if difference.is_empty():
             return Observed(Observation.DONE, {"heads": list(heads), "standing": Standing.FROM})
         still = f"the stamp is {heads_text(heads)}, and the schema still differs: {difference.summary()}"
-        return Observed(Observation.UNKNOWABLE, {"schema_difference": difference.lines()}, f"{step.statement} ({still})")
+        return Observed(
+            Observation.UNKNOWABLE, {"schema_difference": difference.lines()}, f"{step.statement} ({still})"
+        )
     return Observed(Observation.UNKNOWABLE, {"heads": list(heads)}, step.statement)
 
 
@@ -371,7 +385,11 @@ async def _validate_database(step: ValidateDatabase, context: StepContext) -> Ev
         *await guarded.database.own_checks(),
     ]
     after = await document_state(guarded, context.store, context.clock)
-    evidence = {"document": after.id, "counts": msgspec.to_builtins(after.counts), **findings_evidence(tuple(findings))}
+    evidence = {
+        "document": after.id,
+        "counts": msgspec.to_builtins(after.counts),
+        **findings_evidence(tuple(findings)),
+    }
     failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
     if failed:
         text = "; ".join(f"{finding.check}: {finding.text}" for finding in failed)
@@ -395,7 +413,11 @@ async def _schema_finding(schema: Schema, to_heads: tuple[str, ...], context: St
         return Finding(check="schema", outcome=Outcome.UNKNOWN, text=text)
     difference = compare_schemas(documented.schema, schema)
     if difference.is_empty():
-        return Finding(check="schema", outcome=Outcome.PASSED, text=f"equal to the one documented at {documented.taken_at:%F %T} UTC")
+        return Finding(
+            check="schema",
+            outcome=Outcome.PASSED,
+            text=f"equal to the one documented at {documented.taken_at:%F %T} UTC",
+        )
     text = f"differs from the one documented at {documented.taken_at:%F %T} UTC: {difference.summary()}"
     return Finding(check="schema", outcome=Outcome.WARNED, text=text, details=tuple(difference.lines()[:50]))
 
@@ -410,11 +432,14 @@ async def _validate_application(step: ValidateApplication, context: StepContext)
             readings[probe.name].append(await guarded.prober.measure(probe, clock.now()))
         states = {}
         for probe in probes:
-            rule = ProbeRule(name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=3600)
+            rule = ProbeRule(
+                name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=3600
+            )
             states[probe.name] = judge_probe(rule, readings[probe.name], clock.now())
         if all(state is ProbeState.HEALTHY for state in states.values()):
             findings = tuple(
-                Finding(check=f"probe:{name}", outcome=Outcome.PASSED, text=readings[name][-1].detail) for name in readings
+                Finding(check=f"probe:{name}", outcome=Outcome.PASSED, text=readings[name][-1].detail)
+                for name in readings
             )
             return findings_evidence(findings)
         last = ", ".join(f"{name} {r[-1].detail}" for name, r in readings.items())
@@ -436,5 +461,3 @@ async def _confirm(step: Confirm, context: StepContext) -> Evidence:
         if context.clock.now() >= until:
             return {"heads": list(heads), "looks": looks}
         await asyncio.sleep(min(1.0, step.for_s))
-
-

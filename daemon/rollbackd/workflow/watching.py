@@ -71,6 +71,8 @@ class Watch:
                     return
             except RollbackdError as error:
                 log.warning("watch_failed", deployment=self._id, target=self._guarded.name, error=str(error))
+            except Exception:  # noqa: BLE001 - a fault of ours in one look must not leave the deployment unwatched
+                log.error("watch_faulted", deployment=self._id, target=self._guarded.name, exc_info=True)
             try:
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudged.wait()
@@ -86,7 +88,9 @@ class Watch:
             try:
                 await self._document_before(deployment)
             except RollbackdError as error:
-                log.warning("documenting_failed", deployment=self._id, target=self._guarded.name, error=str(error))
+                log.warning(
+                    "documenting_failed", deployment=self._id, target=self._guarded.name, error=str(error)
+                )
         await self._keep_scripts()
 
     async def _document_before(self, deployment: Deployment) -> None:
@@ -161,7 +165,11 @@ class Watch:
         except RollbackdError as error:
             log.warning("heads_unreadable", target=self._guarded.name, error=str(error))
             heads_now = None
-        if heads_now is not None and deployment.heads_before is not None and set(heads_now) != set(deployment.heads_before):
+        if (
+            heads_now is not None
+            and deployment.heads_before is not None
+            and set(heads_now) != set(deployment.heads_before)
+        ):
             unknown = await self._unknown_heads(heads_now, deployment)
         settings = self._guarded.settings
         signals = await self._store.signals(settings.service, settings.environment, deployment.started_at)
@@ -214,13 +222,17 @@ class Watch:
         settings = self._guarded.settings
         elsewhere = await self._store.firing_elsewhere(settings.service, settings.environment)
         deployed = {d.target for d in await self._store.watched_deployments()}
-        return frozenset(name for name, services in elsewhere.items() if any(s not in deployed for s in services))
+        return frozenset(
+            name for name, services in elsewhere.items() if any(s not in deployed for s in services)
+        )
 
     def _probe_states(self, deployment: Deployment) -> dict[str, ProbeState]:
         """Judged on readings since the new release runs; before that, on all."""
         since = deployment.succeeded_at or deployment.started_at
         return {
-            probe.name: judge_probe(_rule(probe), [m for m in self._readings[probe.name] if m.at >= since], self._clock.now())
+            probe.name: judge_probe(
+                _rule(probe), [m for m in self._readings[probe.name] if m.at >= since], self._clock.now()
+            )
             for probe in self._guarded.settings.probes
         }
 
@@ -235,7 +247,9 @@ class Watch:
             if judge_probe(_rule(probe), before, judged_at) is ProbeState.FAILING:
                 failing.add(probe.name)
         # A migration that needs a stop makes probes fail as well: only what failed from the first reading on counts.
-        return frozenset(n for n in failing if _failed_from_the_start(self._readings[n], deployment.succeeded_at))
+        return frozenset(
+            n for n in failing if _failed_from_the_start(self._readings[n], deployment.succeeded_at)
+        )
 
     async def _plan_way_back(self, deployment: Deployment, evidence: Evidence) -> None:
         """Once the revision has moved, plan the way back, so that it is ready."""
@@ -267,7 +281,9 @@ class Watch:
 
 def _rule(probe: Probe) -> ProbeRule:
     stale_after_s = probe.interval * STALE_INTERVALS + probe.timeout
-    return ProbeRule(name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=stale_after_s)
+    return ProbeRule(
+        name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=stale_after_s
+    )
 
 
 def _failed_from_the_start(readings: list[Measurement], until: datetime) -> bool:

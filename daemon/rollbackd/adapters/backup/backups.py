@@ -101,7 +101,7 @@ class TargetBackups:
             raise PermanentError(f"the backup {final} vanished right after it was written")
         return record
 
-    async def _dump(
+    async def _dump(  # noqa: PLR0913, PLR0917 - what take() was given, and where it goes
         self,
         backup_id: str,
         run: str,

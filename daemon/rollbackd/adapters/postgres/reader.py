@@ -295,6 +295,14 @@ async def _long_transactions(connection: asyncpg.Connection) -> Finding:
         details = tuple(f"pid {r[0]} ({r[1]}) {r[2]}, for {r[3]} s" for r in rows[:10])
         text = f"{len(rows)} transactions are open for more than {LONG_TRANSACTION_S} s and may hold locks"
         return _finding("long_transactions", Outcome.WARNED, text, details)
+    hidden = await connection.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = '<insufficient privilege>'"
+    )
+    if hidden:
+        text = (
+            f"{hidden} sessions of other roles hide what they do from this role: grant it pg_read_all_stats"
+        )
+        return _finding("long_transactions", Outcome.UNKNOWN, text)
     return _finding(
         "long_transactions", Outcome.PASSED, f"no transaction is open for more than {LONG_TRANSACTION_S} s"
     )

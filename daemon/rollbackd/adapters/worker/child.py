@@ -283,7 +283,7 @@ class Worker:
             found = self.script.get_revision(revision_id)
         except CommandError as error:
             raise Refused(f"revision {revision_id} has no script here: {first_line(error)}") from None
-        if not found or found.revision != revision_id:
+        if found.revision != revision_id:
             raise Refused(f"revision {revision_id} has no script here")
         return found
 

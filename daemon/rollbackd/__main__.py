@@ -1,0 +1,5 @@
+"""`python -m rollbackd`: the same as the installed command."""
+
+from rollbackd.cli.main import main
+
+main()

@@ -1,0 +1,31 @@
+"""`rollbackd demo`: the whole story on an embedded PostgreSQL."""
+
+import click
+
+from rollbackd.cli.main import asynchronous
+
+NAMES = (
+    "application-fails",
+    "production-errors",
+    "production-approval",
+    "migration-failed-clean",
+    "migration-failed-midway",
+    "migration-failed-inside",
+    "minor-bug",
+    "nothing-moved",
+)
+
+
+@click.command()
+@click.option("--scenario", type=click.Choice(NAMES), default=NAMES[0], show_default=True)
+@click.option("--all", "everything", is_flag=True, help="Every scenario, one after another.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; the story goes to stderr.")
+@asynchronous
+async def demo(scenario: str, everything: bool, as_json: bool) -> int:
+    """Watch a bad deploy being caught, decided on, backed up, rolled back, validated and reported, for real.
+
+    Needs nothing but this installation with its extra "demo". Exits 0 only if every claim was checked and held.
+    """
+    from rollbackd.demo.story import tell
+
+    return await tell(list(NAMES) if everything else [scenario], as_json=as_json)

@@ -1,0 +1,127 @@
+"""How commands show things: rich on a terminal, plain lines otherwise, JSON where asked."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rollbackd.core.run import RunState
+
+EXIT_CODES = {
+    RunState.SUCCEEDED: 0,
+    RunState.HELD: 3,
+    RunState.AWAITING_APPROVAL: 4,
+}
+STATE_STYLES = {
+    "succeeded": "green",
+    "running": "cyan",
+    "awaiting_approval": "yellow",
+    "held": "bold red",
+    "failed": "red",
+}
+OUTCOME_ICONS = {
+    "passed": "✓",
+    "done": "✓",
+    "warned": "!",
+    "unknown": "?",
+    "failed": "✗",
+    "held": "■",
+    "met": "✓",
+}
+
+
+def console() -> Console:
+    """Standard output. Colours only on a terminal; long lines are never cut when it isn't one."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def show_json(document: Any) -> None:
+    """Print a document as JSON."""
+    click.echo(json.dumps(document, indent=2, default=str))
+
+
+def exit_code(state: str) -> int:
+    """A run's state as an exit code; a run that goes on by itself is done as far as asking goes."""
+    return EXIT_CODES.get(RunState(state), 0 if state in ("running", "planned") else 1)
+
+
+def coloured(state: str) -> str:
+    """A state in its colour."""
+    style = STATE_STYLES.get(state, "")
+    return f"[{style}]{state}[/]" if style else state
+
+
+def safe(text: object) -> str:
+    """Text that can't be markup."""
+    return escape(str(text))
+
+
+def table(*columns: str) -> Table:
+    """A table without frames, for terminals and pipes alike."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def show_plan(out: Console, document: dict[str, Any]) -> None:
+    """A plan so that ten seconds suffice: where, what is lost, what speaks against it, the steps."""
+    plan = document["plan"]
+    before, after = heads(plan["from_heads"]), heads(plan["to_heads"])
+    out.print(
+        f"[bold]{safe(plan['target'])}[/]: {safe(before)} → {safe(after)}, way back [bold]{plan['way_back']}[/]"
+    )
+    if plan["release_from"] or plan["release_to"]:
+        out.print(
+            f"  release  {safe(plan['release_from'] or 'not said')} → {safe(plan['release_to'] or 'not said')}"
+        )
+    for revision in plan["revisions"]:
+        out.print(f"  revision {safe(revision['id'])}  {safe(revision['title'])}")
+    for text in plan["loses"]:
+        out.print(f"  [yellow]destroys {safe(text)}[/]")
+    if not plan["loses"]:
+        out.print("  destroys no rows or values that are known of")
+    for text in plan["blockers"]:
+        out.print(f"  [red]✗ {safe(text)}[/]")
+    for text in plan["warnings"]:
+        out.print(f"  [yellow]! {safe(text)}[/]")
+    out.print("  steps")
+    for number, text in enumerate(document["step_texts"], 1):
+        out.print(f"  {number:>4}  {safe(text)}")
+    for finding in document["gates"]:
+        if finding["state"] in ("refused", "needs_person"):
+            colour = "red" if finding["state"] == "refused" else "yellow"
+            out.print(f"  [{colour}]gate {finding['gate']}: {finding['state']}: {safe(finding['reason'])}[/]")
+
+
+def show_run(out: Console, run: dict[str, Any]) -> None:
+    """A run in one line, its statement below."""
+    way = f"{heads(run['from_heads'])} → {heads(run['to_heads'])}"
+    out.print(
+        f"{safe(run['id'])}  {coloured(run['state'])}  {safe(run['target'])}  {safe(way)}  {safe(run['reason'])}"
+    )
+    if run["statement"]:
+        out.print(f"  {safe(run['statement'])}")
+    for text in run["approval_reasons"] if run["state"] == "awaiting_approval" else ():
+        out.print(f"  [yellow]{safe(text)}[/]")
+
+
+def heads(found: list[str]) -> str:
+    """Heads as a person reads them."""
+    return " + ".join(found) or "base"
+
+
+def age(text: str | None) -> str:
+    """How long ago, in one unit."""
+    if not text:
+        return ""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
