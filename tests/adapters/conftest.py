@@ -1,5 +1,6 @@
 """One embedded server for the session, a fresh database for each test, and small real Alembic projects."""
 
+import importlib.util
 import itertools
 import os
 import sys
@@ -18,7 +19,10 @@ import pytest
 from rollbackd.adapters.postgres.reader import PostgresReader
 from rollbackd.adapters.worker.alembic import AlembicWorker
 from rollbackd.demo.postgres import EmbeddedPostgres
-from rollbackd.settings import Backup, Database, Duration, Migrations, Scratch, SecretReference, Target
+from rollbackd.settings import Backup, Database, Migrations, Scratch, SecretReference, Target
+
+# The interpreter that runs the projects' migrations; another one tries the worker with other versions of Alembic.
+PYTHON = os.environ.get("ROLLBACKD_TEST_TARGET_PYTHON", sys.executable)
 
 ENV_PY = """
 from logging.config import fileConfig
@@ -104,7 +108,7 @@ class Stage:
         user = (role or self.superuser).name
         return f"postgresql://{user}@{self.server.host}:{self.server.port}/{database}"
 
-    def target(self, database: str, role: Role | None = None, **sections: Any) -> Target:
+    def target(self, database: str, role: Role | None = None, /, **sections: Any) -> Target:
         role = role or self.superuser
         settings: dict[str, Any] = {
             "database": Database(
@@ -171,7 +175,7 @@ class Project:
         alembic.command.upgrade(alembic.config.Config(str(self.folder / "alembic.ini")), "head")
 
     def migrations(self, **more: Any) -> Migrations:
-        return Migrations(**{"directory": str(self.folder), "python": (sys.executable,), **more})
+        return Migrations(**{"directory": str(self.folder), "python": (PYTHON,), **more})
 
     def heads(self) -> list[str]:
         return [
@@ -268,11 +272,7 @@ async def make_reader(stage: Stage) -> AsyncIterator[Callable[..., PostgresReade
     """Makes readers of a database, closed after the test."""
     made: list[PostgresReader] = []
 
-    def make(
-        database: str, role: Role | None = None, where: Database | None = None, **sections: Any
-    ) -> PostgresReader:
-        if where is not None:
-            sections["database"] = where
+    def make(database: str, role: Role | None = None, /, **sections: Any) -> PostgresReader:
         reader = PostgresReader(stage.target(database, role, **sections))
         made.append(reader)
         return reader
@@ -288,5 +288,9 @@ def async_python() -> str:
     named = os.environ.get("ROLLBACKD_TEST_ASYNC_PYTHON", "")
     if named:
         return named
-    pytest.importorskip("greenlet", reason="an async env.py needs greenlet")
+    if importlib.util.find_spec("greenlet") is None:
+        missing = "an async env.py needs greenlet, which isn't installed here"
+        if os.environ.get("ROLLBACKD_REQUIRE_ALL") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
     return sys.executable

@@ -44,7 +44,7 @@ async def no_progress(progress: Progress) -> None:
 
 @pytest.fixture
 def make(stage: Any, clock: Any) -> Callable[..., TargetBackups]:
-    def build(database: str, role: Any = None, **sections: Any) -> TargetBackups:
+    def build(database: str, role: Any = None, /, **sections: Any) -> TargetBackups:
         return TargetBackups(stage.target(database, role, **sections), STORE, clock)
 
     return build
@@ -471,7 +471,7 @@ async def test_a_dump_that_takes_too_long_is_ended_with_all_it_started(
         tmp_path / "pid"
     )
     backups = with_binaries(stage, database, binaries(stage, tmp_path / "bin", pg_dump=hanging), clock)
-    with pytest.raises(TransientError, match="pg_dump took longer than 0.7 s"):
+    with pytest.raises(TransientError, match=r"pg_dump took longer than 0\.7 s"):
         await take(backups, timeout_s=0.7)
     assert list(root(stage).iterdir()) == []
     pid = int((tmp_path / "pid").read_text())
@@ -506,9 +506,7 @@ async def test_a_dump_whose_parent_was_killed_never_becomes_a_backup_and_is_swep
     stage: Any, make: Any, tmp_path: Path
 ) -> None:
     database = stage.database(*SHOP)
-    lasting = 'case "$1" in --version) exec "$REAL" "$@";; esac\n"$REAL" "$@"; touch {0}/dumped; while [ ! -e {0}/end ]; do sleep 0.05; done'.format(
-        tmp_path
-    )
+    lasting = f'case "$1" in --version) exec "$REAL" "$@";; esac\n"$REAL" "$@"; touch {tmp_path}/dumped; while [ ! -e {tmp_path}/end ]; do sleep 0.05; done'
     folder = binaries(stage, tmp_path / "bin", pg_dump=lasting)
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
@@ -516,7 +514,7 @@ async def test_a_dump_whose_parent_was_killed_never_becomes_a_backup_and_is_swep
         sys.executable, str(script), stage.url(database), stage.superuser.secret.removeprefix("file:"), folder, str(stage.folder / "backups"),
         env={"PYTHONPATH": str(Path(rollbackd.__file__).parent.parent), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    while not (tmp_path / "dumped").exists():
+    while not (tmp_path / "dumped").exists():  # noqa: ASYNC110 - told by another process
         await asyncio.sleep(0.05)
         assert parent.returncode is None
     parent.send_signal(signal.SIGKILL)
@@ -529,7 +527,7 @@ async def test_a_dump_whose_parent_was_killed_never_becomes_a_backup_and_is_swep
         assert (partial / "database.dump").stat().st_size > 0
     finally:
         (tmp_path / "end").touch()
-    while pg_tools.is_in_use(partial):
+    while pg_tools.is_in_use(partial):  # noqa: ASYNC110 - told by another process
         await asyncio.sleep(0.05)
     assert await backups.find("run-1", "rollback") is None
     assert await backups.sweep() == [partial.name]

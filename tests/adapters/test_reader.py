@@ -194,8 +194,8 @@ async def test_a_database_that_is_down_is_transient_and_a_wrong_password_permane
     stage: Any, make_reader: Any
 ) -> None:
     role = stage.role()
-    down = make_reader("x", where=Database(url="postgresql://nobody@127.0.0.1:1/x"))
-    with pytest.raises(TransientError, match="x at 127.0.0.1:1 can't be reached") as refused:
+    down = make_reader("x", database=Database(url="postgresql://nobody@127.0.0.1:1/x"))
+    with pytest.raises(TransientError, match=r"x at 127\.0\.0\.1:1 can't be reached") as refused:
         await down.heads()
     assert "\n" not in str(refused.value)
     (stage.folder / "wrong").write_text("not-the-password")

@@ -1,10 +1,14 @@
 """The migration worker on real Alembic projects and a real PostgreSQL."""
 
+import ast
 import asyncio
+import os
 import re
-import subprocess
+import shutil
+import signal
 import sys
 import time
+import venv
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -256,20 +260,13 @@ async def test_an_async_env_py_with_asyncpg_is_met_on_its_own_connection(
     assert result.marker
     assert any("DROP TABLE invoice" in line for line in lines)
     assert project.heads() == ["r1"]
-    with (
-        pytest.raises(TransientError, match="lock"),
-        psycopg.connect(stage.server.url(project.database)) as other,
-    ):
+    impatient = make_worker(
+        project, url="option", driver="asyncpg", python=(async_python,), lock_timeout=Duration(0.3)
+    )
+    with psycopg.connect(stage.server.url(project.database)) as other:
         other.execute("LOCK TABLE customer IN ACCESS SHARE MODE")
-        await downgrade(
-            make_worker(
-                project, url="option", driver="asyncpg", python=(async_python,), lock_timeout=Duration(0.3)
-            ),
-            project.database,
-            ("r1",),
-            ("r1",),
-            (),
-        )
+        with pytest.raises(TransientError, match="lock"):
+            await downgrade(impatient, project.database, ("r1",), ("r1",), ())
     assert project.heads() == ["r1"]
 
 
@@ -336,7 +333,7 @@ async def test_an_env_py_that_never_migrates_is_refused(
     project: Any, make_worker: Any, downgrade: Any
 ) -> None:
     project.env_py((project.scripts / "env.py").read_text().replace("context.run_migrations()", "pass"))
-    with pytest.raises(RefusedError, match="never called context.run_migrations"):
+    with pytest.raises(RefusedError, match=r"never called context\.run_migrations"):
         await make_worker(project).environment()
     with pytest.raises(RefusedError, match="nothing was downgraded"):
         await downgrade(make_worker(project), project.database)
@@ -369,7 +366,7 @@ async def test_an_env_py_that_connects_to_sqlite_is_refused(
 async def test_an_interpreter_without_alembic_is_refused_by_name(
     project: Any, make_worker: Any, tmp_path: Path
 ) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     with pytest.raises(RefusedError, match=r"bare/bin/python can't import alembic: 'migrations\.python'"):
         await make_worker(project, python=(str(tmp_path / "bare" / "bin" / "python"),)).describe()
 
@@ -395,7 +392,7 @@ async def test_a_command_that_is_no_python_is_refused_in_one_sentence(
 
 async def test_a_command_that_says_nothing_is_ended_in_time(project: Any, make_worker: Any) -> None:
     began = time.monotonic()
-    with pytest.raises(TransientError, match="longer than 0.5 s"):
+    with pytest.raises(TransientError, match=r"longer than 0\.5 s"):
         await make_worker(project, python=("sh", "-c", "sleep 30"), start_timeout=Duration(0.5)).describe()
     assert time.monotonic() - began < 5
 
@@ -534,7 +531,7 @@ async def test_an_autocommit_block_runs_under_the_migration_lock(
         "op.execute('CREATE TABLE t (i int)')\nop.execute('CREATE INDEX i ON t (i)')",
         "op.drop_table('t')",
     )
-    held = f"assert op.get_bind().scalar(sa.text(\"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()\")) == 1"
+    held = "assert op.get_bind().scalar(sa.text(\"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()\")) == 1"
     project.revision(
         "r2",
         "pass",
@@ -616,13 +613,13 @@ async def test_a_child_killed_in_a_statement_leaves_the_database_where_it_was_an
     child = worker._ready._process.pid
     lines: list[str] = []
     asked = asyncio.create_task(downgrade(worker, project.database, ("r2",), ("r2",), ("r1",), lines=lines))
-    while not any("pg_sleep" in line for line in lines):
+    while not any("pg_sleep" in line for line in lines):  # noqa: ASYNC110 - told by another process
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.2)
     reader = make_reader(project.database)
     assert not await reader.wait_for_migration_lock(0)
     killed = time.monotonic()
-    subprocess.run(["kill", "-9", str(child)], check=True)
+    os.kill(child, signal.SIGKILL)
     with pytest.raises(TransientError, match="killed by signal 9"):
         await asked
     assert await reader.wait_for_migration_lock(3)
@@ -642,7 +639,7 @@ from rollbackd.settings import Database, Migrations, SecretReference, Target
 async def main(folder, url, secret):
     target = Target(name="shop", service="shop", environment="staging",
         database=Database(url=url, password=SecretReference("file:" + secret)),
-        migrations=Migrations(directory=folder, python=(sys.executable,)))
+        migrations=Migrations(directory=folder, python=(TARGET,)))
     identity = await PostgresReader(target).identity()
     async def on_log(text):
         print(text, flush=True)
@@ -737,7 +734,7 @@ async def test_a_waiting_child_is_thrown_away_when_the_release_folder_moves(
     worker = make_worker(project, directory=str(live))
     await worker.prestart()
     child = worker._ready
-    subprocess.run(["cp", "-a", str(project.folder), str(tmp_path / "next")], check=True)
+    shutil.copytree(project.folder, tmp_path / "next")
     live.unlink()
     live.symlink_to(tmp_path / "next")
     await worker.prestart()
@@ -801,3 +798,32 @@ async def test_kept_scripts_that_were_changed_are_not_used(
         await worker.describe()
     with pytest.raises(RefusedError, match="aren't kept"):
         worker.use_scripts("0" * 64)
+
+
+async def test_whoever_asks_while_a_downgrade_runs_gets_a_child_of_its_own(
+    slow_project: Any, make_worker: Any, downgrade: Any
+) -> None:
+    worker, lines = make_worker(slow_project), []
+    slow_project.revision("r2", "pass", "op.drop_table('u')\nop.execute('SELECT pg_sleep(1.5)')", down="'r1'")
+    asked = asyncio.create_task(
+        downgrade(worker, slow_project.database, ("r2",), ("r2",), ("r1",), lines=lines)
+    )
+    while not lines:  # noqa: ASYNC110 - told by another process
+        await asyncio.sleep(0.02)
+    answers = await asyncio.gather(
+        worker.describe(), worker.read(("r2",)), worker.describe(), worker.prestart()
+    )
+    assert len(answers[0].revisions) == 2
+    assert not asked.done()
+    assert (await asked).marker
+    assert slow_project.heads() == ["r1"]
+    assert worker._ready.is_alive
+
+
+def test_the_child_is_of_a_python_as_old_as_alembics_own_floor_and_imports_nothing_of_ours() -> None:
+    source = Path(rollbackd.__file__).with_name("adapters") / "worker" / "child.py"
+    tree = ast.parse(source.read_text(), feature_version=(3, 8))
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    roots = {name.partition(".")[0] for name in imported}
+    assert roots - set(sys.stdlib_module_names) == {"alembic", "sqlalchemy"}

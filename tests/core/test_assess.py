@@ -83,8 +83,16 @@ FAILED: dict[str, Any] = {"migration": W.FAILED, "deploy": W.FAILED, "succeeded_
         # The deploy failed and nobody spoke of the migration: the database is asked.
         (FAILED | {"migration": W.NOTHING}, Migration.APPLIED, "moved from a1 to c1"),
         (FAILED | {"migration": W.NOTHING, "heads_now": MID}, Migration.FAILED_MIDWAY, "short of c1"),
-        (FAILED | {"migration": W.NOTHING, "heads_now": OLD, "schema_changed": False}, Migration.NOT_MOVED, "before it moved"),
-        (FAILED | {"migration": W.NOTHING, "heads_now": OLD}, Migration.FAILED_INSIDE, "no longer that of a1"),
+        (
+            FAILED | {"migration": W.NOTHING, "heads_now": OLD, "schema_changed": False},
+            Migration.NOT_MOVED,
+            "before it moved",
+        ),
+        (
+            FAILED | {"migration": W.NOTHING, "heads_now": OLD},
+            Migration.FAILED_INSIDE,
+            "no longer that of a1",
+        ),
         # Success is believed from the database alone.
         ({"heads_now": OLD, "schema_changed": False}, Migration.NOT_MOVED, "still at a1"),
         # Under way, by its own word or by where it is going.
@@ -92,7 +100,11 @@ FAILED: dict[str, Any] = {"migration": W.FAILED, "deploy": W.FAILED, "succeeded_
         ({"migration": W.STARTED, "heads_now": MID}, Migration.RUNNING, "now at b1"),
         ({"migration": W.NOTHING, "heads_now": MID}, Migration.RUNNING, "on the way to c1, now at b1"),
         # Nobody said where it was going.
-        ({"migration": W.NOTHING, "heads_expected": (), "heads_now": MID}, Migration.APPLIED, "moved from a1 to b1"),
+        (
+            {"migration": W.NOTHING, "heads_expected": (), "heads_now": MID},
+            Migration.APPLIED,
+            "moved from a1 to b1",
+        ),
         # The order of heads means nothing.
         ({"heads_now": ("y", "x"), "heads_expected": ("x", "y")}, Migration.APPLIED, "to x + y"),
         # What can't be known is unknown.
@@ -132,7 +144,9 @@ def test_where_the_migration_stands_is_read_from_the_database(
         (signal(Category.ERRORS, started_at=T0), {"errors": "firing"}),
     ],
 )
-def test_a_signal_changes_the_fact_of_its_category_and_no_other(found: Signal, changed: dict[str, str]) -> None:
+def test_a_signal_changes_the_fact_of_its_category_and_no_other(
+    found: Signal, changed: dict[str, str]
+) -> None:
     assessment = assess(evidence(signals=(found,)), at(5))
     assert changes(assessment) == changed
     assert assessment.set_aside == ()
@@ -178,10 +192,22 @@ P = ProbeState
         ({"probes": {"web": P.HEALTHY, "db": P.NO_DATA}}, Application.UNKNOWN, "not settled: db no_data"),
         ({"probes": {"web": P.UNSETTLED}}, Application.UNKNOWN, "not settled: web unsettled"),
         # A probe that failed before the deploy says nothing, not even once it is well.
-        ({"probes": {"web": P.FAILING}, "probes_failing_before": frozenset({"web"})}, Application.UNKNOWN, "no probe"),
-        ({"probes": {"web": P.HEALTHY}, "probes_failing_before": frozenset({"web"})}, Application.UNKNOWN, "no probe"),
+        (
+            {"probes": {"web": P.FAILING}, "probes_failing_before": frozenset({"web"})},
+            Application.UNKNOWN,
+            "no probe",
+        ),
+        (
+            {"probes": {"web": P.HEALTHY}, "probes_failing_before": frozenset({"web"})},
+            Application.UNKNOWN,
+            "no probe",
+        ),
         # While the deploy goes on, the old release goes down and the new one comes up.
-        ({"succeeded_at": None, "deploy": W.STARTED, "probes": {"web": P.FAILING}}, Application.UNKNOWN, "hasn't finished"),
+        (
+            {"succeeded_at": None, "deploy": W.STARTED, "probes": {"web": P.FAILING}},
+            Application.UNKNOWN,
+            "hasn't finished",
+        ),
         # Unless that takes longer than the grace.
         (
             {"succeeded_at": None, "deploy": W.STARTED, "probes": {"web": P.FAILING}, "start_grace_s": 60.0},
@@ -190,7 +216,11 @@ P = ProbeState
         ),
         # The CD system says so; not where it is the migration that failed.
         ({"deploy": W.FAILED}, Application.FAILING, "the CD system says"),
-        (FAILED | {"migration": W.NOTHING, "heads_now": OLD, "schema_changed": False}, Application.FAILING, "the CD system says"),
+        (
+            FAILED | {"migration": W.NOTHING, "heads_now": OLD, "schema_changed": False},
+            Application.FAILING,
+            "the CD system says",
+        ),
         (FAILED | {"heads_now": MID}, Application.UNKNOWN, "hasn't finished"),
         # What isn't known of the migration doesn't make the application fail.
         (FAILED | {"heads_now": None}, Application.UNKNOWN, "hasn't finished"),
@@ -283,7 +313,9 @@ READINGS = {
         ("--?", 0, P.UNSETTLED),
     ],
 )
-def test_only_a_streak_of_usable_readings_settles_a_probe(readings: str, age_s: float, state: ProbeState) -> None:
+def test_only_a_streak_of_usable_readings_settles_a_probe(
+    readings: str, age_s: float, state: ProbeState
+) -> None:
     measurements = [
         Measurement(probe="web", at=T0 - timedelta(seconds=len(readings) - 1 - i), quality=q, healthy=h)
         for i, (q, h) in enumerate(READINGS[r] for r in readings)
@@ -293,6 +325,7 @@ def test_only_a_streak_of_usable_readings_settles_a_probe(readings: str, age_s: 
 
 def test_a_probe_whose_last_usable_reading_is_old_has_no_data_however_many_errors_came_since() -> None:
     measurements = [Measurement(probe="web", at=T0, quality=Quality.OK, healthy=False)] * 3 + [
-        Measurement(probe="web", at=T0 + timedelta(seconds=s), quality=Quality.ERROR) for s in range(0, 90, 10)
+        Measurement(probe="web", at=T0 + timedelta(seconds=s), quality=Quality.ERROR)
+        for s in range(0, 90, 10)
     ]
     assert judge_probe(RULE, measurements, T0 + timedelta(seconds=90)) is P.NO_DATA

@@ -23,7 +23,9 @@ def test_a_difference_names_what_came_went_and_changed_in_order() -> None:
 
 
 @given(OBJECTS, OBJECTS)
-def test_the_fingerprint_is_the_same_exactly_when_nothing_differs(left: dict[str, str], right: dict[str, str]) -> None:
+def test_the_fingerprint_is_the_same_exactly_when_nothing_differs(
+    left: dict[str, str], right: dict[str, str]
+) -> None:
     difference = compare_schemas(Schema(left), Schema(right))
     assert difference.is_empty() == (left == right)
     if "\0" not in "".join([*left, *left.values(), *right, *right.values()]):
@@ -77,7 +79,11 @@ SAME, OTHER = SchemaDifference(), SchemaDifference(removed=("column public.a.b",
     ],
 )
 def test_where_a_database_stands_is_judged_by_version_table_and_catalog(
-    now: tuple[str, ...], difference: SchemaDifference | None, expects_change: bool, standing: Standing, says: str
+    now: tuple[str, ...],
+    difference: SchemaDifference | None,
+    expects_change: bool,
+    standing: Standing,
+    says: str,
 ) -> None:
     found = where_it_stands(now, ("b", "c"), ("a",), difference, expects_change=expects_change)
     assert found.standing is standing

@@ -132,7 +132,9 @@ def test_a_row_may_downgrade_what_moved_and_is_known(migration: str) -> None:
 
 
 def test_a_downgrading_row_is_judged_by_what_reaches_it_and_not_by_what_it_names() -> None:
-    taken = row("taken", "investigate", when={"migration": [m.value for m in Migration if m not in MOVED_AND_KNOWN]})
+    taken = row(
+        "taken", "investigate", when={"migration": [m.value for m in Migration if m not in MOVED_AND_KNOWN]}
+    )
     load_matrix({"row": [taken, row("rest", "roll_back")]}, "m.toml")
 
 
@@ -169,9 +171,12 @@ def test_every_typo_is_reported_at_once() -> None:
 
 def test_gap_shadow_and_unsafe_row_are_reported_at_once() -> None:
     found = problems_of(
-        row("wide", "roll_back", when={"watch": "over"}), row("narrow", when={"watch": "over", "bug": "reported"})
+        row("wide", "roll_back", when={"watch": "over"}),
+        row("narrow", when={"watch": "over", "bug": "reported"}),
     )
-    assert [word for p in found for word in ("match no row", "never match", "would downgrade") if word in p] == [
+    assert [
+        word for p in found for word in ("match no row", "never match", "would downgrade") if word in p
+    ] == [
         "match no row",
         "never match",
         "would downgrade",
@@ -222,12 +227,24 @@ def test_the_shipped_matrix_proves_and_has_these_rows(shipped: Matrix) -> None:
         ({"data": "loss_reported"}, "data-loss-reported", "investigate"),
         ({"application": "failing"}, "application-fails-after-good-migration", "roll_back_with_deployment"),
         # A deploy that moved no revision never leads to a downgrade.
-        ({"migration": "not_moved", "application": "failing"}, "application-fails-nothing-moved", "redeploy_only"),
+        (
+            {"migration": "not_moved", "application": "failing"},
+            "application-fails-nothing-moved",
+            "redeploy_only",
+        ),
         ({"migration": "not_moved", "errors": "firing"}, "production-errors-nothing-moved", "redeploy_only"),
         ({"migration": "not_moved", "performance": "critical"}, "performance-degraded", "investigate"),
         # Nobody knows the revision, or it is on its way.
-        ({"migration": "unknown", "application": "failing"}, "failing-but-where-the-database-stands-is-unknown", "investigate"),
-        ({"migration": "running", "errors": "firing"}, "failing-but-where-the-database-stands-is-unknown", "investigate"),
+        (
+            {"migration": "unknown", "application": "failing"},
+            "failing-but-where-the-database-stands-is-unknown",
+            "investigate",
+        ),
+        (
+            {"migration": "running", "errors": "firing"},
+            "failing-but-where-the-database-stands-is-unknown",
+            "investigate",
+        ),
         ({"migration": "unknown", "performance": "critical"}, "performance-degraded", "investigate"),
         # No data decides nothing while it bakes, and doesn't pass at the end.
         ({"application": "unknown"}, "still-watching", "keep"),
@@ -241,16 +258,28 @@ def test_the_shipped_matrix_proves_and_has_these_rows(shipped: Matrix) -> None:
         ({"watch": "over", "migration": "not_moved"}, "healthy-at-the-end-of-the-bake-time", "keep"),
         # Several at once: the worse news decides.
         ({"bug": "reported", "errors": "firing"}, "production-errors-after-deploy", "roll_back"),
-        ({"bug": "reported", "application": "failing"}, "application-fails-after-good-migration", "roll_back_with_deployment"),
+        (
+            {"bug": "reported", "application": "failing"},
+            "application-fails-after-good-migration",
+            "roll_back_with_deployment",
+        ),
         ({"bug": "reported", "performance": "critical"}, "performance-critical", "roll_back"),
         ({"bug": "reported", "performance": "degraded"}, "performance-degraded", "investigate"),
         ({"performance": "degraded", "errors": "firing"}, "production-errors-after-deploy", "roll_back"),
-        ({"performance": "critical", "migration": "unknown", "errors": "firing"}, "failing-but-where-the-database-stands-is-unknown", "investigate"),
+        (
+            {"performance": "critical", "migration": "unknown", "errors": "firing"},
+            "failing-but-where-the-database-stands-is-unknown",
+            "investigate",
+        ),
         # Lost rows come before every rollback: it could destroy what is left of them.
         ({"data": "loss_reported", "errors": "firing"}, "data-loss-reported", "investigate"),
         ({"data": "loss_reported", "migration": "failed_midway"}, "data-loss-reported", "investigate"),
         # But nothing comes before a schema that is neither old nor new.
-        ({"data": "loss_reported", "migration": "failed_inside"}, "migration-failed-inside-a-revision", "investigate"),
+        (
+            {"data": "loss_reported", "migration": "failed_inside"},
+            "migration-failed-inside-a-revision",
+            "investigate",
+        ),
     ],
 )
 def test_in_this_scenario_this_row_of_the_shipped_matrix_decides(

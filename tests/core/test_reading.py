@@ -41,12 +41,18 @@ def effects(*statements: str) -> list[str]:
         # Columns: one, several, without the word COLUMN, among other actions.
         ("ALTER TABLE a DROP COLUMN b", ["drop_column a.b"]),
         ("ALTER TABLE a DROP b", ["drop_column a.b"]),
-        ("ALTER TABLE IF EXISTS ONLY s.a DROP COLUMN IF EXISTS b CASCADE, DROP c", ["drop_column s.a.b", "drop_column s.a.c"]),
+        (
+            "ALTER TABLE IF EXISTS ONLY s.a DROP COLUMN IF EXISTS b CASCADE, DROP c",
+            ["drop_column s.a.b", "drop_column s.a.c"],
+        ),
         ('ALTER TABLE a ADD x int, DROP COLUMN "B c"', ["drop_column a.B c"]),
         ("ALTER TABLE a DROP CONSTRAINT c, DROP COLUMN d", ["drop_column a.d"]),
         # Types.
         ("ALTER TABLE a ALTER COLUMN b TYPE varchar(3)", ["change_type a.b"]),
-        ("ALTER TABLE a ALTER b SET DATA TYPE int USING b::int, ALTER c TYPE text", ["change_type a.b", "change_type a.c"]),
+        (
+            "ALTER TABLE a ALTER b SET DATA TYPE int USING b::int, ALTER c TYPE text",
+            ["change_type a.b", "change_type a.c"],
+        ),
         # Rows, also from within a CTE, a MERGE or an upsert.
         ("DELETE FROM s.a USING b WHERE a.x = b.x", ["delete s.a"]),
         ("WITH g AS (DELETE FROM a RETURNING *) INSERT INTO b SELECT * FROM g", ["delete a"]),
@@ -201,9 +207,20 @@ def test_reading_never_fails_whatever_the_text(text: str) -> None:
 
 
 @given(
-    before=st.sampled_from(["", "/* x */ ", "GRANT SELECT ON a TO b; ", "SELECT 1; ", "ALTER TYPE t ADD VALUE 'x'; "]),
+    before=st.sampled_from(
+        ["", "/* x */ ", "GRANT SELECT ON a TO b; ", "SELECT 1; ", "ALTER TYPE t ADD VALUE 'x'; "]
+    ),
     after=st.sampled_from(["", ";", "; COMMIT", " -- done"]),
-    destroying=st.sampled_from(["DROP TABLE t", "DELETE FROM t", "TRUNCATE t", "DO $$ x $$", "ALTER TABLE t DROP c", "VACUUM; CALL p()"]),
+    destroying=st.sampled_from(
+        [
+            "DROP TABLE t",
+            "DELETE FROM t",
+            "TRUNCATE t",
+            "DO $$ x $$",
+            "ALTER TABLE t DROP c",
+            "VACUUM; CALL p()",
+        ]
+    ),
 )
 def test_nothing_around_a_destroying_statement_hides_it(before: str, after: str, destroying: str) -> None:
     assert effects(before + destroying + after)
@@ -213,7 +230,9 @@ def test_an_effect_is_named_once_and_in_order() -> None:
     assert effects("DELETE FROM b", "DELETE FROM a", "DELETE FROM b") == ["delete b", "delete a"]
 
 
-def test_where_statements_cannot_be_rendered_the_calls_in_the_source_are_read_and_the_rest_is_unknown() -> None:
+def test_where_statements_cannot_be_rendered_the_calls_in_the_source_are_read_and_the_rest_is_unknown() -> (
+    None
+):
     calls = (
         SourceCall(name="drop_table", table="s.a"),
         SourceCall(name="drop_column", table="b", column="c"),

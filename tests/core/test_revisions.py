@@ -25,7 +25,9 @@ def graph(*lines: tuple[str, str] | tuple[str, str, str]) -> RevisionGraph:
 
 # a1 ─ b1 ─┬─ m1 ─ n1        x1 ─ x2 is a branch of its own
 #      c1 ─┘
-HISTORY = graph(("a1", ""), ("b1", "a1"), ("c1", "a1"), ("m1", "b1 c1"), ("n1", "m1"), ("x1", ""), ("x2", "x1"))
+HISTORY = graph(
+    ("a1", ""), ("b1", "a1"), ("c1", "a1"), ("m1", "b1 c1"), ("n1", "m1"), ("x1", ""), ("x2", "x1")
+)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,9 @@ def test_a_redundant_row_that_alembic_leaves_is_in_the_path() -> None:
         (("n1",), ("gone",), "revision gone has no script here"),
     ],
 )
-def test_where_there_is_no_way_down_it_is_said_why(current: tuple[str, ...], wanted: tuple[str, ...], says: str) -> None:
+def test_where_there_is_no_way_down_it_is_said_why(
+    current: tuple[str, ...], wanted: tuple[str, ...], says: str
+) -> None:
     with pytest.raises(RefusedError) as refused:
         HISTORY.path_down(current, wanted)
     assert says in str(refused.value)

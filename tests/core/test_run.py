@@ -146,7 +146,9 @@ def test_wherever_the_engine_is_killed_each_effect_happens_once_or_the_run_is_he
             stopped_at = next(s for s, phase in sorted(world.journal.items()) if phase is StepPhase.HELD)
             assert not observable[stopped_at], "what can be observed never needs a person"
             assert all(count <= 1 for count in world.effects)
-            assert world.effects[stopped_at + 1 :] == [0] * (2 - stopped_at), "nothing goes on past a held step"
+            assert world.effects[stopped_at + 1 :] == [0] * (2 - stopped_at), (
+                "nothing goes on past a held step"
+            )
         if all(observable):
             assert done
     assert bool(held) == (not all(observable))

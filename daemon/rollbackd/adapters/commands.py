@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from typing import ClassVar
 
 import msgspec
 
@@ -14,6 +15,8 @@ from rollbackd.errors import PermanentError, TransientError
 from rollbackd.settings import Command, DeploymentCommands
 
 MOST_OUTPUT = 65_536
+EXIT_POLL_S = 0.05
+LAST_WORDS_S = 0.3
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,13 +50,16 @@ async def run_command(argv: tuple[str, ...], timeout_s: float, environment: Mapp
         )
     except OSError as error:
         raise PermanentError(f"the command {argv[0]} can't be started: {error.strerror}") from None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdout, stderr = _Output(process.stdout), _Output(process.stderr)
     try:
         async with asyncio.timeout(timeout_s):
-            assert process.stdout is not None
-            assert process.stderr is not None
-            stdout, stderr, _ = await asyncio.gather(
-                _read(process.stdout), _read(process.stderr), process.wait()
-            )
+            # Not process.wait(): some Pythons let it wait for everybody who inherited the pipes.
+            while process.returncode is None:
+                await asyncio.wait({stdout.task, stderr.task}, timeout=EXIT_POLL_S)
+                if stdout.task.done() and stderr.task.done():
+                    await process.wait()
     except TimeoutError:
         await _kill(process)
         raise TransientError(
@@ -62,15 +68,29 @@ async def run_command(argv: tuple[str, ...], timeout_s: float, environment: Mapp
     except asyncio.CancelledError:
         await _kill(process)
         raise
-    return Ended(code=process.returncode or 0, stdout=stdout, stderr=stderr)
+    await asyncio.wait({stdout.task, stderr.task}, timeout=LAST_WORDS_S)
+    return Ended(code=process.returncode, stdout=stdout.text(), stderr=stderr.text())
 
 
-async def _read(stream: asyncio.StreamReader) -> str:
-    kept = b""
-    while chunk := await stream.read(MOST_OUTPUT):
-        if len(kept) < MOST_OUTPUT:
-            kept += chunk
-    return kept[:MOST_OUTPUT].decode(errors="replace")
+class _Output:
+    """What comes out of a command. An application that it left running keeps the pipe, and would die if we closed it
+    or stand still if we didn't read; so reading goes on, and what comes after the end is dropped."""
+
+    _reading: ClassVar[set[asyncio.Task[None]]] = set()
+
+    def __init__(self, stream: asyncio.StreamReader) -> None:
+        self._kept = b""
+        self.task = asyncio.create_task(self._read(stream))
+        self._reading.add(self.task)
+        self.task.add_done_callback(self._reading.discard)
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while chunk := await stream.read(MOST_OUTPUT):
+            if len(self._kept) < MOST_OUTPUT:
+                self._kept = (self._kept + chunk)[:MOST_OUTPUT]
+
+    def text(self) -> str:
+        return self._kept.decode(errors="replace")
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:

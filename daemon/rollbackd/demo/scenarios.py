@@ -113,14 +113,14 @@ async def _run(telling: Telling, *states: str) -> dict[str, Any]:
     """Follow the newest run until it is in one of these states, showing each step."""
     stage, shop = telling.stage, telling.shop
     until = time.monotonic() + PATIENCE_S
-    shown: dict[int, str] = {}
+    shown = 0
     run: dict[str, Any] = {}
     while time.monotonic() < until:
         runs = await stage.api("GET", f"/api/v1/runs?target={shop.name}&limit=1")
         if runs:
             run = await stage.api("GET", f"/api/v1/runs/{runs[0]['id']}")
             telling.run_id = run["id"]
-            _show_steps(telling, run, shown)
+            shown = _show_steps(telling, run, shown)
             if run["state"] in states:
                 return run
             if run["state"] in ("failed", "held", "succeeded"):
@@ -131,14 +131,13 @@ async def _run(telling: Telling, *states: str) -> dict[str, Any]:
     )
 
 
-def _show_steps(telling: Telling, run: dict[str, Any], shown: dict[int, str]) -> None:
-    for record in run["journal"]:
-        if shown.get(record["step"]) == record["phase"]:
-            continue
-        shown[record["step"]] = record["phase"]
+def _show_steps(telling: Telling, run: dict[str, Any], shown: int) -> int:
+    """Show what the journal says since the last look; returns how much of it was shown."""
+    for record in run["journal"][shown:]:
         seconds = record["evidence"].get("seconds")
         took = f" ({seconds:.2f} s)" if seconds else ""
         telling.show(f"step:{record['phase']}", f"{run['step_texts'][record['step']]}{took}")
+    return len(run["journal"])
 
 
 # -- checking ----------------------------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ sql = "SELECT o.id FROM orders o WHERE NOT EXISTS (SELECT 1 FROM customers c WHE
             database,
             "SELECT table_name, array_agg(column_name::text ORDER BY column_name) FROM information_schema.columns"
             " JOIN information_schema.tables USING (table_schema, table_name)"
-            " WHERE table_schema = 'public' AND table_type = 'BASE TABLE' GROUP BY 1",
+            " WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND table_name <> 'alembic_version' GROUP BY 1",
         )
         return {row[0]: list(row[1]) for row in rows}
 

@@ -34,7 +34,10 @@ class AlembicWorker:
         self._kept = kept_scripts
         self._ready: WorkerProcess | None = None
         self._described: Described | None = None
+        self._versions: Mapping[str, str] = {}
+        self._loaded_from = ("", "")
         self._script_location = ""
+        self._turn = asyncio.Lock()
 
     def use_scripts(self, scripts_sha256: str) -> None:
         """Read the scripts from a kept release (empty: from the live folder) from now on.
@@ -51,27 +54,29 @@ class AlembicWorker:
 
     async def prestart(self) -> None:
         """Have a child with everything imported and every script loaded, waiting."""
-        await self._child()
+        async with self._turn:
+            await self._child()
 
     async def describe(self) -> Described:
         """The revision graph; remembered until the scripts change."""
-        child = await self._child()
-        if self._described is None:
-            answer = await self._ask(child, "describe", self._settings.start_timeout)
-            self._described = msgspec.convert({**self._versions, **answer}, Described)
-        return self._described
+        async with self._turn:
+            child = await self._child()
+            if self._described is None:
+                answer = await self._ask(child, "describe")
+                self._described = msgspec.convert({**self._versions, **answer}, Described)
+            return self._described
 
     async def read(self, revisions: tuple[str, ...]) -> dict[str, ReadRevision]:
         """Read and render these revisions' downgrades, without a database."""
-        child = await self._child()
-        answer = await self._ask(child, "read", self._settings.start_timeout, revisions=list(revisions))
+        async with self._turn:
+            answer = await self._ask(await self._child(), "read", revisions=list(revisions))
         found = msgspec.convert(answer["revisions"], list[ReadRevision])
         return {read.id: read for read in found}
 
     async def environment(self) -> MigrationEnvironment:
         """Run env.py without migrating anything."""
-        child = await self._child()
-        answer = await self._ask(child, "environment", self._settings.start_timeout)
+        async with self._turn:
+            answer = await self._ask(await self._child(), "environment")
         return msgspec.convert(answer, MigrationEnvironment)
 
     async def downgrade(
@@ -86,7 +91,10 @@ class AlembicWorker:
         on_log: LogSink,
     ) -> DowngradeResult:
         """Take off these revisions, streaming each statement to `on_log`."""
-        child = await self._child()
+        async with self._turn:
+            # From here on the child is this downgrade's alone; whoever asks meanwhile gets another.
+            child = await self._child()
+            self._ready = None
 
         async def on_message(message: dict[str, Any]) -> None:
             if message["type"] == "statement":
@@ -95,8 +103,7 @@ class AlembicWorker:
                 await on_log(f"-- downgrade {message['revision']}")
 
         try:
-            answer = await self._ask(
-                child,
+            answer = await child.ask(
                 "downgrade",
                 timeout_s,
                 on_message=on_message,
@@ -111,13 +118,13 @@ class AlembicWorker:
             )
         finally:
             # An env.py may keep its connection in a pool, and with it the migration lock: both end with the child.
-            await self.close()
+            await child.close()
         return msgspec.convert(answer, DowngradeResult)
 
     async def keep_scripts(self) -> str:
         """Keep the scripts under their digest; return it. Nothing is written twice."""
-        child = await self._child()
-        answer = await self._ask(child, "export", self._settings.start_timeout)
+        async with self._turn:
+            answer = await self._ask(await self._child(), "export")
         digest = str(answer["scripts_sha256"])
         await asyncio.to_thread(keep, self._kept, digest, answer["files"])
         return digest
@@ -128,9 +135,9 @@ class AlembicWorker:
         if child is not None:
             await child.close()
 
-    async def _ask(self, child: WorkerProcess, do: str, timeout_s: float, **request: Any) -> Any:
+    async def _ask(self, child: WorkerProcess, do: str, **request: Any) -> Any:
         try:
-            return await child.ask(do, timeout_s, **request)
+            return await child.ask(do, self._settings.start_timeout, **request)
         finally:
             if not child.is_alive and self._ready is child:
                 self._ready = None
@@ -159,7 +166,7 @@ class AlembicWorker:
                 environment[settings.url.removeprefix("environment:")] = url
         child = await WorkerProcess.start(settings.python, environment)
         try:
-            self._versions: Mapping[str, str] = await child.ask(
+            self._versions = await child.ask(
                 "load",
                 settings.start_timeout,
                 directory=settings.directory,
