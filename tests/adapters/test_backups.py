@@ -514,7 +514,7 @@ async def test_a_dump_whose_parent_was_killed_never_becomes_a_backup_and_is_swep
         sys.executable, str(script), stage.url(database), stage.superuser.secret.removeprefix("file:"), folder, str(stage.folder / "backups"),
         env={"PYTHONPATH": str(Path(rollbackd.__file__).parent.parent), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    while not (tmp_path / "dumped").exists():  # noqa: ASYNC110 - told by another process
+    while not (tmp_path / "dumped").exists():
         await asyncio.sleep(0.05)
         assert parent.returncode is None
     parent.send_signal(signal.SIGKILL)
@@ -540,7 +540,7 @@ async def test_a_sweep_leaves_a_dump_alone_that_is_still_being_counted(stage: An
     with psycopg.connect(stage.server.url(database)) as other:
         other.execute("LOCK TABLE customer")
         taking = asyncio.create_task(take(backups))
-        while not root(stage).is_dir() or not list(root(stage).glob("*/.lock")):
+        while not root(stage).is_dir() or not list(root(stage).glob("*/.lock")):  # noqa: ASYNC110 - told by files
             await asyncio.sleep(0.02)
         assert await backups.sweep() == []
     assert (await taking).level == 1

@@ -89,7 +89,7 @@ async def test_describing_gives_the_graph_the_digest_and_the_versions(
     assert found["b1"].branch_labels == ("blue",)
     assert found["a1"].title == "a1"
     assert len(described.scripts_sha256) == 64
-    assert sys.executable in described.python
+    assert bare_project.migrations().python[0] in described.python
     assert re.match(r"\d+\.\d+", described.alembic)
     assert re.match(r"\d+\.\d+", described.sqlalchemy)
 
@@ -639,7 +639,7 @@ from rollbackd.settings import Database, Migrations, SecretReference, Target
 async def main(folder, url, secret):
     target = Target(name="shop", service="shop", environment="staging",
         database=Database(url=url, password=SecretReference("file:" + secret)),
-        migrations=Migrations(directory=folder, python=(TARGET,)))
+        migrations=Migrations(directory=folder, python=(sys.executable,)))
     identity = await PostgresReader(target).identity()
     async def on_log(text):
         print(text, flush=True)
@@ -770,7 +770,9 @@ async def test_version_folders_outside_the_script_folder_are_kept_too(
     )
     (outside / "rates.csv").write_text("1,2\n")
     url = project.stage.server.url(project.database, driver="psycopg")
-    places = "version_locations = %(here)s/migrations/versions:%(here)s/billing\n"
+    places = (
+        "version_locations = %(here)s/migrations/versions:%(here)s/billing\nversion_path_separator = os\n"
+    )
     project.ini(url, places)
     project.stage.run(
         project.database, "CREATE TABLE bill (i int)", "UPDATE alembic_version SET version_num = 'b1'"

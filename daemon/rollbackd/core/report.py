@@ -89,9 +89,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     next_steps: tuple[NextStep, ...]
 
 
+_HOLD_WORDS = {
+    "succeeded": "Settled by a person; the database is whole again",
+    "held": "HELD: a person is needed",
+    "abandoned": "Abandoned to a person",
+    "running": "Being looked at",
+}
+
+
 def verdict_line(report: Report) -> str:
     """The whole report in one line."""
     way = f"{' + '.join(report.from_heads) or 'base'} → {' + '.join(report.to_heads) or 'base'}"
+    if report.method == "hold":
+        return f"{_HOLD_WORDS.get(report.status, report.status)}: {report.target}, between {way}"
     if report.method == "redeploy_only":
         way = f"release {report.release_from or '?'} → {report.release_to or '?'}, database untouched"
     words = {
@@ -162,7 +172,7 @@ def _state_before(report: Report) -> list[str]:
         lines += ["| Revision taken off | Title | Destroys |", "|---|---|---|"]
         for revision in report.revisions:
             lines.append(
-                f"| `{_cell(revision.id)}` | {_cell(revision.title)} | {_cell('; '.join(revision.effects) or 'nothing')} |"
+                f"| {_code(revision.id)} | {_cell(revision.title)} | {_cell('; '.join(revision.effects) or 'nothing')} |"
             )
         lines.append("")
     if report.counts_before:
@@ -175,8 +185,8 @@ def _state_before(report: Report) -> list[str]:
         lines.append("")
     for backup in report.backups:
         lines.append(
-            f"- Backup `{backup.id}` ({backup.purpose}): {_size(backup.size_bytes)}, proved to **L{backup.level}**,"
-            f" {backup.rows:,} rows counted, at `{backup.location}`"
+            f"- Backup {_code(backup.id)} ({backup.purpose}): {_size(backup.size_bytes)}, proved to **L{backup.level}**,"
+            f" {backup.rows:,} rows counted, at {_code(backup.location)}"
         )
     if not report.backups:
         lines.append("- No backup was taken in this run.")
@@ -265,6 +275,11 @@ def _inline(text: str) -> str:
 
 def _cell(text: str) -> str:
     return _inline(text)
+
+
+def _code(text: str) -> str:
+    """Text as code in a table cell; a backtick or a bar would end it."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "¦") + "`"
 
 
 def _fenced(text: str, language: str = "") -> list[str]:

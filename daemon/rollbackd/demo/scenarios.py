@@ -187,7 +187,7 @@ async def _check_brought_back(
     for command in kept["commands"]:
         argv = shlex.split(command)
         telling.claim(f"the report's command works: {argv[0]}", await stage.run_tool(argv) == 0)
-    rows = await stage.rows(f"{shop.database}_restored", what)
+    rows = await stage.rows(f"{shop.database}_kept", what)
     total = sum(len(found) for found in lost.values())
     telling.claim(
         f"what the downgrade destroyed is in the kept dump: {total:,} rows with their values", rows == lost

@@ -8,7 +8,7 @@ from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding
 from rollbackd.core.matrix import Action
 from rollbackd.core.plan import WayBack, step_text
-from rollbackd.core.records import BackupRecord, Run, StepRecord, StoredDecision, TableCount
+from rollbackd.core.records import BackupRecord, LogLine, Run, StepRecord, StoredDecision, TableCount
 from rollbackd.core.report import NextStep, Report, ReportBackup, ReportRevision, ReportStep
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.errors import NotFoundError
@@ -72,7 +72,7 @@ class Reporting:
             counts_after=_counts(journal, last=True),
             backups=tuple(_report_backup(backup, guarded) for backup in backups),
             steps=tuple(_report_step(run, number, journal) for number in range(len(run.plan.steps))),
-            log=tuple(line.text for line in log if not line.text.startswith("-- probes"))[:LOG_LINES],
+            log=_statements(log),
             findings=_findings(journal),
             loses=run.plan.loses,
             decision=_decision(decision),
@@ -83,6 +83,13 @@ class Reporting:
         named = {str(r.evidence["backup"]) for r in journal if "backup" in r.evidence}
         known = await self._store.backups(run.target, 1000)
         return sorted((b for b in known if b.id in named or b.run == run.id), key=lambda b: b.created_at)
+
+
+def _statements(log: list[LogLine]) -> tuple[str, ...]:
+    """What the migrations ran: from the first downgrade on, without what Alembic looked up before and our probes' words."""
+    texts = [line.text for line in log if not line.text.startswith("-- probes")]
+    first = next((i for i, text in enumerate(texts) if text.startswith("-- downgrade")), len(texts))
+    return tuple(texts[first:][:LOG_LINES])
 
 
 def _report_backup(backup: BackupRecord, guarded: Guarded | None) -> ReportBackup:

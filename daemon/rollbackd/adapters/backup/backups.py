@@ -347,7 +347,7 @@ class TargetBackups:
         """The commands that bring data back out of this backup, into a database beside the guarded one."""
         if backup.location.startswith("reference:"):
             return [f"# restore {backup.location.removeprefix('reference:')} with the tool that made it"]
-        side = f"{self._place.database}_restored"
+        side = f"{self._place.database}_{'kept' if backup.tables else 'restored'}"
         at = f"--host={self._place.host} --port={self._place.port} --username={self._place.user}"
         create = f"createdb {at} {side}"
         if not backup.tables:
