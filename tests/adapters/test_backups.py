@@ -150,16 +150,19 @@ async def test_a_backup_of_some_tables_holds_their_enums_keys_and_rows_and_is_pr
         "public.customer": 300, "public.invoice": 200, f"public.{odd}": 1, "public.part_1": 1, "billing.rate": 0,
     }  # fmt: skip
     assert (await prove(backups, backup)).level == 4
-    stage.run("postgres", f"CREATE DATABASE {database}_restored")
-    for command in backups.restore_commands(backup)[1:]:
+    create, *commands = backups.restore_commands(backup)
+    beside = create.rpartition(" ")[2]
+    assert beside.startswith(f"{database}_")
+    stage.run("postgres", f"CREATE DATABASE {beside}")
+    for command in commands:
         program, *arguments = command.replace(" --dbname", " --no-password --dbname").split(" ")
         environment = {"PGPASSWORD": stage.server.password, "PATH": str(stage.server.bin_directory)}
         process = await asyncio.create_subprocess_exec(
             str(stage.server.bin_directory / program), *arguments, env=environment
         )
         assert await process.wait() == 0
-    assert stage.run(f"{database}_restored", "SELECT count(*), min(mood) FROM customer") == [(300, "ok")]
-    stage.run("postgres", f"DROP DATABASE {database}_restored")
+    assert stage.run(beside, "SELECT count(*), min(mood) FROM customer") == [(300, "ok")]
+    stage.run("postgres", f"DROP DATABASE {beside}")
 
 
 async def test_a_table_that_is_not_there_cannot_be_backed_up(stage: Any, make: Any) -> None:

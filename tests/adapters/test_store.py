@@ -126,6 +126,8 @@ async def test_the_same_delivery_again_gets_the_first_answer_and_another_body_is
     assert (first.id, first.is_new, first.conflict) == ("id-a", True, False)
     assert (again.id, again.is_new, again.conflict) == ("id-a", False, False)
     assert (forged.id, forged.is_new, forged.conflict) == ("id-a", False, True)
+    retried = await store.accept(delivery("a", events=2))
+    assert (retried.id, retried.is_new) == ("id-a", False)
     assert [e.event.deployment for e in await store.next_events(10)] == ["a", "a"]
 
 
@@ -135,7 +137,8 @@ async def test_events_come_in_order_until_they_are_settled(store: SqliteStore) -
     waiting = await store.next_events(2)
     assert [e.event.deployment for e in waiting] == ["a", "b"]
     assert waiting[0].received_at == NOW
-    await store.settle_event(waiting[0].seq, "opened deployment d1", NOW)
+    await store.settle_events({waiting[0].seq: "opened deployment d1"}, NOW)
+    await store.settle_events({}, NOW)
     assert [e.event.deployment for e in await store.next_events(9)] == ["b", "c"]
     await store.accept(delivery("ping", events=0))
     recent = await store.recent_deliveries(10)
@@ -161,6 +164,7 @@ async def test_deliveries_that_come_together_share_commits_and_each_is_answered_
     assert sum(a.is_new for a in answers) == 300
     assert {a.id for a in answers} == {f"id-{i}" for i in range(300)}
     assert commits < 30
+    assert len(await store.next_events(999)) == 300
 
 
 async def test_work_that_fails_does_not_hurt_what_shares_its_commit(store: SqliteStore) -> None:
@@ -382,8 +386,7 @@ async def test_pruning_removes_what_is_old_and_settled_and_keeps_what_waits(
     for name, events, at in (("settled", 1, old), ("waits", 2, old), ("ping", 0, old), ("young", 0, NOW)):
         await store.accept(delivery(name, events=events, at=at))
     seqs = [e.seq for e in await store.next_events(9)]
-    await store.settle_event(seqs[0], "done", old)
-    await store.settle_event(seqs[1], "done", old)
+    await store.settle_events({seqs[0]: "done", seqs[1]: "done"}, old)
     readings = [Measurement(probe="p", at=at, quality=Quality.OK, healthy=True) for at in (old, NOW)]
     await store.save_measurements("d", readings)
     horizon = NOW - timedelta(days=30)

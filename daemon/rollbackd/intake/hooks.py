@@ -1,8 +1,9 @@
 """Hook files: how one sender authenticates and what its payloads mean. Declarative, and proved by their fixtures at load."""
 
+import functools
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +115,7 @@ class Hook:
             texts += [meaning.when, meaning.each, meaning.as_is]
             parts = [meaning.kind, *meaning.map.values()]
             texts += [part.expression if isinstance(part, Part) else part for part in parts]
-        self._compiled = {text: jmespath.compile(text) for text in texts if text}
+        self._compiled = {text: _compile(text) for text in texts if text}
 
     def interpret(self, headers: Mapping[str, str], body: Any) -> Interpretation:
         """What a parsed body means. Pure: the same delivery always means the same.
@@ -212,9 +213,39 @@ class Hook:
 
     def _find(self, text: str, scope: dict[str, Any]) -> Any:
         try:
-            return self._compiled[text].search(scope, options=OPTIONS)
+            return self._compiled[text](scope)
         except JMESPathError as error:
             raise DeliveryRefusedError(self.file.malformed, "malformed", f"{text}: {error}") from None
+
+
+def _compile(text: str) -> Callable[[dict[str, Any]], Any]:
+    """An expression as a function. A plain path, which most are, is walked without the interpreter: a tenth of the cost."""
+    compiled = jmespath.compile(text)
+    path = _plain_path(compiled.parsed)
+    if path is None:
+        return functools.partial(compiled.search, options=OPTIONS)
+
+    def walk(scope: dict[str, Any]) -> Any:
+        found: Any = scope
+        for name in path:
+            # JMESPath's own rule: a field of what is no object is null.
+            if not isinstance(found, Mapping):
+                return None
+            found = found.get(name)
+        return found
+
+    return walk
+
+
+def _plain_path(node: dict[str, Any]) -> tuple[str, ...] | None:
+    """The names of a path that consists of fields alone; None for every other expression."""
+    if node["type"] == "field":
+        return (node["value"],)
+    if node["type"] == "subexpression":
+        parts = [_plain_path(child) for child in node["children"]]
+        if all(part is not None for part in parts):
+            return tuple(name for part in parts for name in part or ())
+    return None
 
 
 def load_hook(name: str, path: Path) -> Hook:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -131,57 +133,31 @@ class SqliteStore:
 
     async def accept(self, delivery: Delivery) -> AcceptedDelivery:
         """Record a delivery and its events in one commit, unless it was recorded before."""
-        headers = _encode(delivery.headers).decode()
-        received = delivery.received_at.timestamp()
-        row = (
-            delivery.id,
-            delivery.hook,
-            delivery.identity,
-            delivery.body_sha256,
-            headers,
-            delivery.body,
-            received,
-            delivery.ignored_because,
-        )
-        events = [(delivery.id, delivery.hook, received, _encode(event)) for event in delivery.events]
-
-        def work(connection: Connection) -> AcceptedDelivery:
-            # The busiest path there is: plain statements on the driver's own connection cost a fifth of built ones.
-            driver = connection.connection.driver_connection
-            assert isinstance(driver, sqlite3.Connection)
-            inserted = driver.execute(_INSERT_DELIVERY, row).rowcount
-            if inserted:
-                driver.executemany(_INSERT_EVENT, events)
-                return AcceptedDelivery(
-                    id=delivery.id, is_new=True, conflict=False, ignored_because=delivery.ignored_because
-                )
-            known = driver.execute(_KNOWN_DELIVERY, (delivery.hook, delivery.identity)).fetchone()
-            return AcceptedDelivery(
-                id=known[0], is_new=False, conflict=known[1] != delivery.body_sha256, ignored_because=known[2]
-            )
-
-        return await self._write(work)
+        if self._writer is None:
+            raise StoreUnavailableError("the store is open for reading only")
+        accepted: AcceptedDelivery = await self._writer.do_together(_accept_all, delivery)
+        return accepted
 
     async def next_events(self, limit: int) -> list[QueuedEvent]:
         """The oldest events that nothing was done about yet."""
-        query = (
-            select(t.event.c.seq, t.event.c.delivery, t.event.c.hook, t.event.c.received_at, t.event.c.body)
-            .where(t.event.c.settled_at.is_(None))
-            .order_by(t.event.c.seq)
-            .limit(limit)
-        )
-        rows = await self._rows(query)
-        return [
-            QueuedEvent(
-                seq=r[0], delivery=r[1], hook=r[2], received_at=_time(r[3]), event=_decode(r[4], Event)
-            )
-            for r in rows
-        ]
+        rows = await self._rows(sqlalchemy.text(_WAITING_EVENTS).bindparams(most=limit))
+        return _waiting_events(rows[0][0])
 
-    async def settle_event(self, seq: int, outcome: str, at: datetime) -> None:
-        """Note what was done about an event."""
-        query = update(t.event).where(t.event.c.seq == seq).values(settled_at=at.timestamp(), outcome=outcome)
-        await self._execute(query)
+    async def settle_events(self, outcomes: Mapping[int, str], at: datetime) -> None:
+        """Note what was done about events: sequence number to outcome."""
+        if not outcomes:
+            return
+        settled = at.timestamp()
+        alike: dict[str, list[int]] = {}
+        for seq, outcome in outcomes.items():
+            alike.setdefault(outcome, []).append(seq)
+
+        def work(connection: Connection) -> None:
+            for outcome, seqs in alike.items():
+                statement = update(t.event).where(t.event.c.seq.in_(seqs))
+                connection.execute(statement.values(settled_at=settled, outcome=outcome))
+
+        await self._write(work)
 
     async def recent_deliveries(self, limit: int) -> list[dict[str, object]]:
         """The newest deliveries with what became of them: why it did, or did not, trigger."""
@@ -610,6 +586,9 @@ class SqliteStore:
     async def _execute(
         self, statement: sqlalchemy.Executable, rows: list[dict[str, object]] | None = None
     ) -> None:
+        if rows is not None and not rows:
+            return
+
         def work(connection: Connection) -> None:
             connection.execute(statement, rows)
 
@@ -623,7 +602,7 @@ class SqliteStore:
         )
         await self._execute(statement)
 
-    async def _rows(self, query: sqlalchemy.Select[Any]) -> list[Any]:
+    async def _rows(self, query: sqlalchemy.Executable) -> list[Any]:
         def read() -> list[Any]:
             with self._reading.connect() as connection:
                 return list(connection.execute(query).all())
@@ -646,12 +625,107 @@ class SqliteStore:
         return found[0] if found else None
 
 
-_INSERT_DELIVERY = (
-    "INSERT INTO delivery (id, hook, identity, body_sha256, headers, body, received_at, ignored_because)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook, identity) DO NOTHING"
+# As one value, because each row that is fetched lets go of the interpreter's lock once; see _accept_all.
+_WAITING_EVENTS = (
+    "SELECT coalesce('[' || group_concat(json_object('seq', seq, 'delivery', delivery, 'hook', hook, 'received_at',"
+    " received_at, 'event', json(CAST(body AS TEXT)))) || ']', '[]') FROM"
+    " (SELECT * FROM event WHERE settled_at IS NULL ORDER BY seq LIMIT :most)"
 )
-_INSERT_EVENT = "INSERT INTO event (delivery, hook, received_at, body) VALUES (?, ?, ?, ?)"
-_KNOWN_DELIVERY = "SELECT id, body_sha256, ignored_because FROM delivery WHERE hook = ? AND identity = ?"
+_KNOWN_DELIVERY = "SELECT id, body_sha256, ignored_because, seq FROM delivery WHERE hook = ? AND identity = ?"
+EVENTS_AT_ONCE = 1_000
+
+
+def _accept_all(connection: Connection, deliveries: list[Delivery]) -> list[AcceptedDelivery]:
+    """The busiest path there is: everything that waits goes in with two statements, on the driver's own connection.
+
+    Each statement lets go of the interpreter's lock once; one for each row would have the threads trade it thousands of
+    times a second.
+    """
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    rows = [
+        (
+            d.id,
+            d.hook,
+            d.identity,
+            d.body_sha256,
+            _encode(d.headers).decode(),
+            d.body,
+            d.received_at.timestamp(),
+            d.ignored_because,
+        )
+        for d in deliveries
+    ]
+    statement = _insert_many(
+        "delivery (id, hook, identity, body_sha256, headers, body, received_at, ignored_because)",
+        8,
+        len(rows),
+    )
+    (last,) = driver.execute("SELECT coalesce(max(seq), 0) FROM delivery").fetchone()
+    inserted = driver.execute(
+        f"{statement} ON CONFLICT (hook, identity) DO NOTHING", list(itertools.chain.from_iterable(rows))
+    ).rowcount
+    if inserted == len(deliveries):
+        accepted = [_accepted(d.id, d.ignored_because, is_new=True) for d in deliveries]
+    else:
+        answered: set[str] = set()
+        accepted = [_look_up(driver, d, last, answered) for d in deliveries]
+    events = [
+        (d.id, d.hook, d.received_at.timestamp(), _encode(event))
+        for d, answer in zip(deliveries, accepted, strict=True)
+        if answer.is_new
+        for event in d.events
+    ]
+    for start in range(0, len(events), EVENTS_AT_ONCE):
+        some = events[start : start + EVENTS_AT_ONCE]
+        statement = _insert_many("event (delivery, hook, received_at, body)", 4, len(some))
+        driver.execute(statement, list(itertools.chain.from_iterable(some)))
+    return accepted
+
+
+class _WaitingEvent(msgspec.Struct, frozen=True):
+    seq: int
+    delivery: str
+    hook: str
+    received_at: float
+    event: Event
+
+
+_waiting_decoder = msgspec.json.Decoder(list[_WaitingEvent])
+
+
+def _waiting_events(document: str) -> list[QueuedEvent]:
+    """The queue's events out of the one JSON value that they were read as."""
+    return [
+        QueuedEvent(seq=w.seq, delivery=w.delivery, hook=w.hook, received_at=_time(w.received_at), event=w.event)
+        for w in _waiting_decoder.decode(document)
+    ]
+
+
+def _look_up(
+    driver: sqlite3.Connection, delivery: Delivery, last: int, answered: set[str]
+) -> AcceptedDelivery:
+    """Told by its place behind `last`, not by its id: a caller that tries again may well bring the same id."""
+    known_id, sha256, ignored, seq = driver.execute(
+        _KNOWN_DELIVERY, (delivery.hook, delivery.identity)
+    ).fetchone()
+    if seq > last and known_id not in answered:
+        answered.add(known_id)
+        return _accepted(known_id, ignored, is_new=True)
+    return _accepted(known_id, ignored, is_new=False, conflict=sha256 != delivery.body_sha256)
+
+
+def _accepted(
+    delivery_id: str, ignored_because: str, *, is_new: bool, conflict: bool = False
+) -> AcceptedDelivery:
+    return AcceptedDelivery(id=delivery_id, is_new=is_new, conflict=conflict, ignored_because=ignored_because)
+
+
+@functools.lru_cache(maxsize=256)
+def _insert_many(into: str, columns: int, rows: int) -> str:
+    """An INSERT with so many rows of parameters."""
+    values = f"({', '.join('?' * columns)})"
+    return f"INSERT INTO {into} VALUES {', '.join([values] * rows)}"  # noqa: S608 - names from here, values as parameters
 
 
 def _run_row(run: Run) -> dict[str, object]:

@@ -4,6 +4,7 @@ A commit is an fsync. Sharing it is what lets many deliveries a second be durabl
 """
 
 import asyncio
+import itertools
 import queue
 import sqlite3
 import threading
@@ -18,7 +19,9 @@ from rollbackd.errors import StoreUnavailableError
 
 MOST_IN_ONE_COMMIT = 512
 Work = Callable[[Connection], Any]
-Waiting = tuple[Work, "asyncio.Future[Any]"]
+# Work for many items at once; one result for each item, in order.
+WorkTogether = Callable[[Connection, list[Any]], list[Any]]
+Waiting = tuple[WorkTogether, Any, "asyncio.Future[Any]"]
 
 
 class Writer:
@@ -45,12 +48,16 @@ class Writer:
         Raises:
             StoreUnavailableError: when too much waits, or the disk doesn't take it.
         """
+        return await self.do_together(_alone, work)
+
+    async def do_together(self, work: WorkTogether, item: Any) -> Any:
+        """The same for work that takes all items that wait for it one after another at once; see `do`."""
         if self._closed:
             raise StoreUnavailableError("the store is closed")
         if len(self._waiting) >= self._most_waiting:
             raise StoreUnavailableError(f"{self._most_waiting} records wait to be written already")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append((work, future))
+        self._waiting.append((work, item, future))
         if self._idle:
             self._idle = False
             self._wake.put(True)
@@ -95,7 +102,9 @@ class Writer:
     def _commit(self, connection: Connection, batch: list[Waiting]) -> list[Any]:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            results = [work(connection) for work, _ in batch]
+            results: list[Any] = []
+            for work, group in itertools.groupby(batch, key=lambda waiting: waiting[0]):
+                results += work(connection, [item for _, item, _ in group])
             connection.exec_driver_sql("COMMIT")
         except BaseException:
             self._roll_back(connection)
@@ -117,8 +126,12 @@ class Writer:
             driver.execute("ROLLBACK")
 
 
+def _alone(connection: Connection, items: list[Work]) -> list[Any]:
+    return [work(connection) for work in items]
+
+
 def _resolve(batch: list[Waiting], results: list[Any]) -> None:
-    for (_, future), result in zip(batch, results, strict=True):
+    for (_, _, future), result in zip(batch, results, strict=True):
         if future.done():
             continue
         if isinstance(result, Exception):
