@@ -7,7 +7,6 @@ import msgspec
 
 from rollbackd.core.gates import DataLossPolicy, Mode
 
-
 # Seconds; in TOML written as "90s", "15m", "2h" or "7d".
 Duration = NewType("Duration", float)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

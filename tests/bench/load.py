@@ -13,7 +13,12 @@ import time
 
 
 async def main() -> None:
-    port, connections, seconds, warm_up = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+    port, connections, seconds, warm_up = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        float(sys.argv[3]),
+        float(sys.argv[4]),
+    )
     key = base64.b64decode(sys.argv[5])
     counted = 0
     counting_from = time.monotonic() + warm_up

@@ -32,7 +32,13 @@ def figure(name: str, values: list[float], unit: str, **more: object) -> float:
     """Print one figure; returns its median."""
     value = statistics.median(values)
     quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [value, value, value]
-    line = {"name": name, "value": round(value, 5), "unit": unit, "spread": round(quartiles[2] - quartiles[0], 5), "n": len(values)}
+    line = {
+        "name": name,
+        "value": round(value, 5),
+        "unit": unit,
+        "spread": round(quartiles[2] - quartiles[0], 5),
+        "n": len(values),
+    }
     print(json.dumps({**line, **more}), flush=True)
     return value
 
@@ -51,9 +57,12 @@ def deliveries(seconds: float, rounds: int) -> None:
     """Durable signed deliveries a second beside a bare aiohttp handler, in turns, so that noise hits both alike."""
     with tempfile.TemporaryDirectory(prefix="rollbackd-bench-") as folder:
         key = secrets.token_bytes(32)
-        with _Server([PYTHON, str(HERE / "bare_server.py")]) as bare, _Server(
-            [PYTHON, str(HERE / "receiving_server.py"), folder, base64.b64encode(key).decode()]
-        ) as ours:
+        with (
+            _Server([PYTHON, str(HERE / "bare_server.py")]) as bare,
+            _Server(
+                [PYTHON, str(HERE / "receiving_server.py"), folder, base64.b64encode(key).decode()]
+            ) as ours,
+        ):
             for connections in CONNECTIONS:
                 mine, theirs = [], []
                 for _ in range(rounds):
@@ -67,7 +76,15 @@ def deliveries(seconds: float, rounds: int) -> None:
 
 def _load(port: int, connections: int, seconds: float, key: bytes) -> float:
     """Answers 202 a second, asked for by a process of its own."""
-    argv = [PYTHON, str(HERE / "load.py"), str(port), str(connections), str(seconds), str(WARM_UP_S), base64.b64encode(key).decode()]
+    argv = [
+        PYTHON,
+        str(HERE / "load.py"),
+        str(port),
+        str(connections),
+        str(seconds),
+        str(WARM_UP_S),
+        base64.b64encode(key).decode(),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=seconds + 60)
     return float(done.stdout)
 
@@ -123,7 +140,9 @@ async def signal_to_downgrade(rounds: int) -> None:
                     peer = "alembic downgrade -1 as a process"
                     figure(f"signal to durable answer, {worker}", answered, "s")
                     compared(f"signal to decision, {worker}", decided, "s", peer, alembic)
-                    compared(f"signal to the downgrade's first statement, {worker}", first, "s", peer, alembic)
+                    compared(
+                        f"signal to the downgrade's first statement, {worker}", first, "s", peer, alembic
+                    )
                     compared(f"signal to the downgrade's end, {worker}", end, "s", peer, alembic)
             finally:
                 await rig.stop_daemon()
@@ -131,7 +150,7 @@ async def signal_to_downgrade(rounds: int) -> None:
         await asyncio.to_thread(postgres.stop)
 
 
-ENV_PY = '''
+ENV_PY = """
 import os
 from alembic import context
 from sqlalchemy import create_engine, pool
@@ -140,15 +159,15 @@ with engine.connect() as connection:
     context.configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
-'''
-REVISION = '''
+"""
+REVISION = """
 from alembic import op
 revision, down_revision, branch_labels, depends_on = {this!r}, {down!r}, None, None
 def upgrade():
     op.execute({up!r})
 def downgrade():
     op.execute({back!r})
-'''
+"""
 
 
 class Rig:
@@ -265,7 +284,9 @@ start = {{ command = ["true"], done_when = ["true"] }}
         self.count += 1
         version = f"v{self.count}"
         revision = f"x{self.count}"
-        script = REVISION.format(this=revision, down="r099", up="CREATE INDEX extra ON t (id)", back="DROP INDEX extra")
+        script = REVISION.format(
+            this=revision, down="r099", up="CREATE INDEX extra ON t (id)", back="DROP INDEX extra"
+        )
         path = self.folder / "project" / "migrations" / "versions" / f"{revision}.py"
         async with aiohttp.ClientSession() as session:
             said = {"version": version, "previous_version": "v0", "deployment": version}
@@ -277,7 +298,12 @@ start = {{ command = ["true"], done_when = ["true"] }}
             # The watch sees the revision move and plans the way back, with or without a waiting worker.
             await asyncio.sleep(2.5)
             before = self.times.stat().st_size
-            fields = {"category": "errors", "severity": "critical", "name": f"errors-{version}", "key": version}
+            fields = {
+                "category": "errors",
+                "severity": "critical",
+                "name": f"errors-{version}",
+                "key": version,
+            }
             began = time.monotonic()
             await self.send(session, kind="signal.firing", **fields)
             answered = time.monotonic() - began
@@ -302,13 +328,17 @@ start = {{ command = ["true"], done_when = ["true"] }}
         """Wait until something happened as often as there were deployments."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if sum(json.loads(line)["name"] == name for line in self.times.read_text().splitlines()) >= self._expected(name):
+            if sum(
+                json.loads(line)["name"] == name for line in self.times.read_text().splitlines()
+            ) >= self._expected(name):
                 return
             await asyncio.sleep(0.02)
         raise RuntimeError(f"{name} didn't happen for {said['version']}")
 
     def _expected(self, name: str) -> int:
-        started = [json.loads(line)["name"] for line in self.times.read_text().splitlines()].count("deployment_started")
+        started = [json.loads(line)["name"] for line in self.times.read_text().splitlines()].count(
+            "deployment_started"
+        )
         return max(started, 1)
 
     async def send(self, session: Any, **event: Any) -> None:
@@ -317,7 +347,9 @@ start = {{ command = ["true"], done_when = ["true"] }}
         signed = f"{message}.{now}.".encode() + body
         signature = base64.b64encode(hmac.digest(self.key, signed, hashlib.sha256)).decode()
         headers = {"webhook-id": message, "webhook-timestamp": now, "webhook-signature": f"v1,{signature}"}
-        async with session.post(f"http://127.0.0.1:{self.port}/hooks/rollbackd", data=body, headers=headers) as answer:
+        async with session.post(
+            f"http://127.0.0.1:{self.port}/hooks/rollbackd", data=body, headers=headers
+        ) as answer:
             if answer.status != 202:
                 raise RuntimeError(f"{event['kind']} was answered {answer.status}: {await answer.text()}")
 

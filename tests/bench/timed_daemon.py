@@ -21,7 +21,13 @@ def main() -> None:
                 note("downgrade_done")
             elif name == "statement_executed" and str(fields["text"]).startswith("DROP"):
                 note("first_statement")
-            elif name in ("decision_made", "run_ended", "state_documented", "deployment_started", "deployment_ended"):
+            elif name in (
+                "decision_made",
+                "run_ended",
+                "state_documented",
+                "deployment_started",
+                "deployment_ended",
+            ):
                 note(name)
 
         asyncio.run(serve(Path(sys.argv[1]), listener=listen, on_ready=lambda port: print(port, flush=True)))

@@ -46,11 +46,11 @@ with connectable.connect() as connection:
 """
 
 
-def wait_until(happened: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """Poll until it is true; returns what it was."""
-    until = time.monotonic() + patience_s
+def wait_until(happened: Callable[[], Any], what: str | Callable[[], object]) -> Any:
+    """Poll until it is true; returns what it was. `what` is waited for, or tells what is there instead."""
+    until = time.monotonic() + PATIENCE_S
     while not (found := happened()):
-        assert time.monotonic() < until, f"not within {patience_s:g} s: {what}"
+        assert time.monotonic() < until, f"not within {PATIENCE_S:g} s: {what if isinstance(what, str) else what()}"
         time.sleep(POLL_S)
     return found
 
@@ -284,10 +284,10 @@ class Ground:
         return found
 
     def leftovers(self) -> list[str]:
-        """What an unfinished backup or proof leaves on disk."""
+        """What unfinished backups and proofs leave behind, on disk and on the server."""
         folder = self.folder / "backups" / "shop"
         hidden = [*folder.glob(".*"), *folder.glob("*/.*")]
-        return [str(path) for path in hidden]
+        return [*map(str, hidden), *self.scratch_databases()]
 
     # -- the command line ----------------------------------------------------------------------------------------------
 

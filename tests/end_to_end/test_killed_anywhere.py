@@ -87,7 +87,7 @@ def test_a_killed_daemon_finishes_the_run_after_its_restart(shop: Ground, point:
     assert shop.running() == OLD
     assert all(phases(run, kind).count("done") == 1 for kind in STEPS)
     assert len(shop.backups("rollback")) == 1
-    wait_until(lambda: not shop.leftovers() and not shop.scratch_databases(), "nothing is left over")
+    wait_until(lambda: not shop.leftovers(), shop.leftovers)
 
 
 @pytest.mark.parametrize("kind", STEPS)

@@ -17,7 +17,7 @@ from rollbackd.errors import ConfigurationError
 from rollbackd.intake.authentication import prepare_secret
 from rollbackd.intake.hooks import Hook, load_hook
 from rollbackd.resources import resource
-from rollbackd.settings import Settings, Target
+from rollbackd.settings import Migrations, Policy, Probe, Settings, Target
 
 DEFAULT_PATH = Path("/etc/rollbackd/rollbackd.toml")
 LoadedHooks = dict[str, tuple[Hook, tuple[bytes, ...]]]
@@ -130,54 +130,78 @@ def _target_checks(target: Target) -> list[str]:
     problems += _url_checks(target.database.url, "database.url")
     if target.scratch.url:
         problems += _url_checks(target.scratch.url, "scratch.url")
-    migrations = target.migrations
+    problems += _migrations_checks(target.migrations)
+    problems += _backup_checks(target)
+    problems += _policy_checks(target.policy)
+    problems += _probe_checks(target.probes)
+    for name in ("stop", "start"):
+        command = getattr(target.deployment, name)
+        if command is not None and not (command.command and command.done_when):
+            problems.append(
+                f"deployment.{name}: 'command' does it and 'done_when' looks whether it is done; both are needed"
+            )
+    return problems
+
+
+def _migrations_checks(migrations: Migrations) -> list[str]:
+    problems: list[str] = []
     if not migrations.python:
         problems.append(
             'migrations.python: the interpreter of the migrations is needed, as in ["/srv/shop/venv/bin/python"]'
         )
-    if migrations.url not in ("own", "option") and not re.fullmatch(
-        r"environment:[A-Za-z_]\w*", migrations.url
-    ):
+    from_environment = re.fullmatch(r"environment:[A-Za-z_]\w*", migrations.url)
+    if migrations.url not in ("own", "option") and not from_environment:
         problems.append('migrations.url: "own", "option" or "environment:NAME"')
     if not Path(migrations.directory).is_absolute():
         problems.append(f"migrations.directory: {migrations.directory!r} must be an absolute path")
-    if target.backup.directory and not Path(target.backup.directory).is_absolute():
-        problems.append(f"backup.directory: {target.backup.directory!r} must be an absolute path")
+    return problems
+
+
+def _backup_checks(target: Target) -> list[str]:
+    problems: list[str] = []
+    backup, level = target.backup, target.policy.backup_level
+    if backup.directory and not Path(backup.directory).is_absolute():
+        problems.append(f"backup.directory: {backup.directory!r} must be an absolute path")
     if not target.backs_up:
         problems.append(
             "backup: set 'directory' (pg_dump) or 'command' (a reference); nothing is rolled back without a backup"
         )
-    if not re.fullmatch(r"(gzip|lz4|zstd):\d{1,2}|none", target.backup.compression):
+    if not re.fullmatch(r"(gzip|lz4|zstd):\d{1,2}|none", backup.compression):
         problems.append('backup.compression: "gzip:1", "lz4:1", "zstd:3" or "none"')
-    policy = target.policy
-    if not 0 <= policy.backup_level <= 5:
+    if not 0 <= level <= 5:
         problems.append(
             "policy.backup_level: from 0 to 5; L4 is a restored backup with the counts of its own snapshot"
         )
-    elif policy.backup_level > 2 and not (
-        target.backup.command or target.scratch.url or target.scratch.same_server
-    ):
+    elif level > 2 and not (backup.command or target.scratch.url or target.scratch.same_server):
         problems.append(
-            f"policy.backup_level: L{policy.backup_level} needs a place to restore: set 'scratch.url', or allow the guarded"
+            f"policy.backup_level: L{level} needs a place to restore: set 'scratch.url', or allow the guarded"
             " server with 'scratch.same_server = true'"
         )
-    for name, count in (
-        ("max_rollbacks_a_day", policy.max_rollbacks_a_day),
-        ("backup_level", policy.backup_level),
-    ):
-        if count < 0:
-            problems.append(f"policy.{name}: can't be negative")
+    return problems
+
+
+def _policy_checks(policy: Policy) -> list[str]:
+    problems: list[str] = []
+    if policy.max_rollbacks_a_day < 0:
+        problems.append("policy.max_rollbacks_a_day: can't be negative")
     for index, freeze in enumerate(policy.freeze):
+        path = f"policy.freeze[{index}]"
         try:
             since, until = datetime.fromisoformat(freeze.since), datetime.fromisoformat(freeze.until)
-            if since.tzinfo is None or until.tzinfo is None:
-                problems.append(f"policy.freeze[{index}]: times need a zone, as in 2026-12-24T00:00:00Z")
-            elif since >= until:
-                problems.append(f"policy.freeze[{index}]: ends before it begins")
         except ValueError:
-            problems.append(f"policy.freeze[{index}]: times are written as 2026-12-24T00:00:00Z")
-    names = [probe.name for probe in target.probes]
-    for index, probe in enumerate(target.probes):
+            problems.append(f"{path}: times are written as 2026-12-24T00:00:00Z")
+            continue
+        if since.tzinfo is None or until.tzinfo is None:
+            problems.append(f"{path}: times need a zone, as in 2026-12-24T00:00:00Z")
+        elif since >= until:
+            problems.append(f"{path}: ends before it begins")
+    return problems
+
+
+def _probe_checks(probes: tuple[Probe, ...]) -> list[str]:
+    problems: list[str] = []
+    names = [probe.name for probe in probes]
+    for index, probe in enumerate(probes):
         parts = urlsplit(probe.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             problems.append(f"probes[{index}].url: an http or https URL is expected")
@@ -185,12 +209,6 @@ def _target_checks(target: Target) -> list[str]:
             problems.append(f"probes[{index}].name: {probe.name!r} stands twice")
         if probe.failures < 1 or probe.successes < 1:
             problems.append(f"probes[{index}]: 'failures' and 'successes' count from 1")
-    for name in ("stop", "start"):
-        command = getattr(target.deployment, name)
-        if command is not None and not (command.command and command.done_when):
-            problems.append(
-                f"deployment.{name}: 'command' does it and 'done_when' looks whether it is done; both are needed"
-            )
     return problems
 
 

@@ -27,6 +27,9 @@ from rollbackd.errors import RefusedError
 TEMPLATE = "shop_template"
 DAEMON_START_S = 20.0
 COMMAND_S = 60.0
+ORDERS_WITHOUT_CUSTOMERS = (
+    "SELECT o.id FROM orders o WHERE NOT EXISTS (SELECT 1 FROM customers c WHERE c.id = o.customer_id)"
+)
 Rows = dict[str, list[str]]
 
 
@@ -205,8 +208,8 @@ successes = 2
 stop = {{ command = [{control}, "stop"], done_when = [{control}, "is-stopped"] }}
 start = {{ command = [{control}, "start", "{{version}}"], done_when = [{control}, "is-running", "{{version}}"] }}
 [[targets.checks]]
-name = "orders-have-lines"
-sql = "SELECT o.id FROM orders o WHERE NOT EXISTS (SELECT 1 FROM customers c WHERE c.id = o.customer_id) LIMIT 5"
+name = "orders-have-customers"
+sql = "{ORDERS_WITHOUT_CUSTOMERS}"
 """
 
     # -- the CD system's hands -----------------------------------------------------------------------------------------
@@ -348,7 +351,8 @@ sql = "SELECT o.id FROM orders o WHERE NOT EXISTS (SELECT 1 FROM customers c WHE
         found: Rows = {}
         for table, names in columns.items():
             listed = ", ".join(f'"{name}"' for name in names)
-            rows = await self._fetch(database, f'SELECT ROW({listed})::text FROM "{table}" ORDER BY 1')  # noqa: S608 - the catalog's own names
+            query = f'SELECT ROW({listed})::text FROM "{table}" ORDER BY 1'  # noqa: S608 - the catalog's own names
+            rows = await self._fetch(database, query)
             found[table] = [row[0] for row in rows]
         return found
 

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -39,11 +40,12 @@ async def tell(names: list[str], *, as_json: bool) -> int:
     except EmbeddedPostgresUnavailable as error:
         raise RefusedError(str(error)) from None
     console.print(f"  ready after {time.monotonic() - began:.1f} s")
-    results = []
+    results: list[dict[str, Any]] = []
     fault = ""
     try:
         for scenario in scenarios:
-            results.append(await _tell_one(stage, scenario, console))
+            result = await _tell_one(stage, scenario, console)
+            results.append(result)
     except RollbackdError as error:
         fault = str(error)
         log = (stage.folder / "daemon.log").read_text(encoding="utf-8").splitlines()[-15:]
@@ -72,7 +74,7 @@ async def tell(names: list[str], *, as_json: bool) -> int:
     return 0
 
 
-async def _tell_one(stage: Stage, scenario: Scenario, console: Console) -> dict[str, object]:
+async def _tell_one(stage: Stage, scenario: Scenario, console: Console) -> dict[str, Any]:
     began = time.monotonic()
     with _shown(console, scenario, began) as show:
         telling = Telling(stage=stage, shop=stage.shops[scenario.name], show=show)

@@ -3,23 +3,66 @@
 import asyncio
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-HEADER_DEADLINE_S = 15.0
-BODY_DEADLINE_S = 15.0
-KEEPALIVE_S = 15.0
+from rollbackd.errors import DeliveryRefusedError
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a client may keep us waiting, in seconds: with a request's head, its body, between two requests, and
+    with taking an answer. What is sent after an answer was given (a body that is too large) is read for `lingering_s`,
+    so that the answer arrives."""
+
+    head_s: float = 15.0
+    body_s: float = 15.0
+    keepalive_s: float = 15.0
+    answer_s: float = 15.0
+    lingering_s: float = 2.0
+
+
+DEADLINES = web.AppKey("deadlines", Deadlines)
+
+
+async def read_body(request: web.Request, most_bytes: int) -> bytes:
+    """The body as it came, within its size and its time.
+
+    Raises:
+        DeliveryRefusedError: 413, 415, 408 (and the connection is cut) or 400.
+    """
+    length = request.content_length
+    if length is not None and length > most_bytes:
+        raise DeliveryRefusedError(413, "too_large", f"{length} bytes; at most {most_bytes} are taken")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise DeliveryRefusedError(415, "encoded", "send the body as it is, without a Content-Encoding")
+    body_s = request.app[DEADLINES].body_s
+    try:
+        if request.content.is_eof():
+            # It came together with its head, as most do: nothing to wait for.
+            return await request.read()
+        async with asyncio.timeout(body_s):
+            return await request.read()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise DeliveryRefusedError(408, "slow", f"the body didn't come within {body_s:g} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise DeliveryRefusedError(413, "too_large", f"at most {most_bytes} bytes are taken") from None
+    except web.RequestPayloadError:
+        raise DeliveryRefusedError(400, "malformed", "$: the body isn't framed as HTTP says") from None
 
 
 class Connections:
-    """Makes a protocol for each connection, and counts them."""
+    """Makes a protocol for each connection of one listener, and counts them."""
 
-    def __init__(self, runner: web.AppRunner, most: int) -> None:
+    def __init__(self, runner: web.AppRunner, most: int, deadlines: Deadlines) -> None:
         server = runner.server
         assert server is not None, "the runner is set up first"
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._most = most
+        self.deadlines = deadlines
         self.open = 0
 
     def __call__(self) -> "ImpatientHandler":
@@ -36,9 +79,12 @@ class Connections:
 
 
 class ImpatientHandler(RequestHandler):
-    """A connection that must send its first request's head in time. Later ones are bounded by the keep-alive."""
+    """A connection that must send its first request's head in time, and take its answers in time.
 
-    __slots__ = ("_connections", "_deadline")
+    Later heads are bounded by the keep-alive.
+    """
+
+    __slots__ = ("_answering", "_connections", "_deadline")
 
     def __init__(
         self, connections: Connections, server: Any, loop: asyncio.AbstractEventLoop, options: dict[str, Any]
@@ -46,6 +92,7 @@ class ImpatientHandler(RequestHandler):
         super().__init__(server, loop=loop, **options)
         self._connections = connections
         self._deadline: asyncio.TimerHandle | None = None
+        self._answering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse one too many; start the clock for the others."""
@@ -54,18 +101,34 @@ class ImpatientHandler(RequestHandler):
             assert isinstance(transport, asyncio.Transport)
             transport.abort()
             return
-        self._deadline = self._loop.call_later(HEADER_DEADLINE_S, self._cut)
+        self._deadline = self._loop.call_later(self._connections.deadlines.head_s, self._cut)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._connections.closed()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        for clock in (self._deadline, self._answering):
+            if clock is not None:
+                clock.cancel()
+        self._deadline = self._answering = None
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client takes its answer slower than we write it: start the clock."""
+        super().pause_writing()
+        self._answering = self._loop.call_later(self._connections.deadlines.answer_s, self._abort)
+
+    def resume_writing(self) -> None:
+        """It took what waited: stop the clock."""
+        super().resume_writing()
+        if self._answering is not None:
+            self._answering.cancel()
+            self._answering = None
 
     def _cut(self) -> None:
         self._deadline = None
-        nothing_came = self._request_count == 0 and self._current_request is None and not self._messages
-        if nothing_came and self.transport is not None:
+        if self._request_count == 0 and self._current_request is None and not self._messages:
+            self._abort()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
             self.transport.abort()

@@ -1,6 +1,5 @@
 """POST /hooks/{name}: authenticate, parse, interpret, record, and only then answer."""
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 
@@ -9,7 +8,7 @@ from aiohttp import web
 from rollbackd.core.records import Delivery
 from rollbackd.errors import DeliveryRefusedError, StoreUnavailableError
 from rollbackd.intake.authentication import authenticate
-from rollbackd.intake.connections import BODY_DEADLINE_S
+from rollbackd.intake.connections import read_body
 from rollbackd.intake.hooks import Hook, Interpretation, parse_body
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.happenings import Happenings
@@ -24,6 +23,7 @@ KEPT_HEADERS = (
     "x-github-event",
 )
 RETRY_AFTER_S = 5
+MOST_REASON = 500
 
 
 class Deliveries:
@@ -55,11 +55,11 @@ class Deliveries:
             )
         hook, secrets = known
         try:
-            body = await self._read(request)
+            body = await read_body(request, self._max_body_bytes)
             authenticate(
                 hook.file.authentication, secrets, request.headers, body, self._clock.now().timestamp()
             )
-            headers = {key.lower(): value for key, value in request.headers.items()}
+            headers = _first_of_each(request.headers)
             meaning = hook.interpret(headers, parse_body(body))
             return await self._record(hook, headers, body, meaning)
         except DeliveryRefusedError as error:
@@ -68,28 +68,6 @@ class Deliveries:
             refused = DeliveryRefusedError(503, "store_unavailable", f"not recorded, send it again: {error}")
             return self._refuse(name, refused)
 
-    async def _read(self, request: web.Request) -> bytes:
-        length = request.content_length
-        if length is not None and length > self._max_body_bytes:
-            raise DeliveryRefusedError(
-                413, "too_large", f"{length} bytes; at most {self._max_body_bytes} are taken"
-            )
-        if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise DeliveryRefusedError(415, "encoded", "send the body as it is, without a Content-Encoding")
-        try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                return await request.read()
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-            raise DeliveryRefusedError(
-                408, "slow", f"the body didn't come within {BODY_DEADLINE_S:g} s"
-            ) from None
-        except web.HTTPRequestEntityTooLarge:
-            raise DeliveryRefusedError(
-                413, "too_large", f"at most {self._max_body_bytes} bytes are taken"
-            ) from None
-
     async def _record(
         self, hook: Hook, headers: dict[str, str], body: bytes, meaning: Interpretation
     ) -> web.Response:
@@ -97,13 +75,13 @@ class Deliveries:
         delivery = Delivery(
             id=self._clock.new_id("delivery"),
             hook=hook.name,
-            identity=hook.identity(headers, digest),
+            identity=_printable(hook.identity(headers, digest)),
             body_sha256=digest,
-            headers={key: headers[key][:200] for key in KEPT_HEADERS if key in headers},
+            headers={key: _printable(headers[key][:200]) for key in KEPT_HEADERS if key in headers},
             body=body,
             received_at=self._clock.now(),
             events=meaning.events,
-            ignored_because=meaning.ignored_because,
+            ignored_because=meaning.ignored_because[:MOST_REASON],
         )
         accepted = await self._store.accept(delivery)
         if accepted.conflict:
@@ -126,3 +104,21 @@ class Deliveries:
         return web.json_response(
             {"error": str(error), "reason": error.reason}, status=error.status, headers=headers
         )
+
+
+def _first_of_each(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers by their names in small letters. The first of several counts, as it does where they are authenticated:
+    else a signed delivery could be sent again with a second id behind the one that was signed."""
+    found: dict[str, str] = {}
+    for name, value in headers.items():
+        found.setdefault(name.lower(), value)
+    return found
+
+
+def _printable(text: str) -> str:
+    """Header bytes that aren't UTF-8 come as lone surrogates, which nothing can store."""
+    return (
+        text
+        if text.isascii()
+        else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )

@@ -229,7 +229,7 @@ def _compile(text: str) -> Callable[[dict[str, Any]], Any]:
         found: Any = scope
         for name in path:
             # JMESPath's own rule: a field of what is no object is null.
-            if not isinstance(found, Mapping):
+            if not isinstance(found, dict):
                 return None
             found = found.get(name)
         return found
@@ -278,7 +278,7 @@ def parse_body(body: bytes) -> Any:
         DeliveryRefusedError: 400 with what is wrong.
     """
     try:
-        return json.loads(body, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        return _DECODER.decode(body.decode())
     except RecursionError:
         raise DeliveryRefusedError(400, "malformed", "$: nested too deep") from None
     except UnicodeDecodeError:
@@ -326,6 +326,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
 
 
 def _located(fault: str, path: str) -> str:

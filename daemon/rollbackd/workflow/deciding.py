@@ -34,7 +34,7 @@ ENDED_BY_RUN = {
 class Deciding:
     """Decides for watched deployments. What was decided last, and since when a row matches, is kept by deployment."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - wired in one place, each part a port or a neighbour
         self,
         matrix: Matrix,
         store: Store,

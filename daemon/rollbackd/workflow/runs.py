@@ -42,7 +42,7 @@ class Runs:
         # Held here so that they aren't collected before they are done.
         self._announcing: set[asyncio.Task[None]] = set()
 
-    async def ask_for(
+    async def ask_for(  # noqa: PLR0913 - what a run's record says, each by its name
         self,
         plan: Plan,
         gates: tuple[GateFinding, ...],
@@ -188,15 +188,16 @@ class Runs:
     async def expire(self) -> list[Run]:
         """End the runs whose approval didn't come in time."""
         now = self._clock.now()
-        ended = []
-        for run in await self._store.unfinished_runs():
-            if (
-                run.state is RunState.AWAITING_APPROVAL
-                and run.expires_at is not None
-                and run.expires_at <= now
-            ):
-                ended.append(await self._move(run, RunState.EXPIRED, statement="nobody approved it in time"))
-        return ended
+        late = [
+            run
+            for run in await self._store.unfinished_runs()
+            if run.state is RunState.AWAITING_APPROVAL
+            and run.expires_at is not None
+            and run.expires_at <= now
+        ]
+        return [
+            await self._move(run, RunState.EXPIRED, statement="nobody approved it in time") for run in late
+        ]
 
     async def incident_for(self, guarded: Guarded, given: str, reason: str, opened_by: str) -> str:
         """The incident record that a run refers to: the one given, an open one, or one of our own if the policy asks."""

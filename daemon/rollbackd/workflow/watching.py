@@ -71,7 +71,7 @@ class Watch:
                     return
             except RollbackdError as error:
                 log.warning("watch_failed", deployment=self._id, target=self._guarded.name, error=str(error))
-            except Exception:  # noqa: BLE001 - a fault of ours in one look must not leave the deployment unwatched
+            except Exception:
                 log.error("watch_faulted", deployment=self._id, target=self._guarded.name, exc_info=True)
             try:
                 async with asyncio.timeout(self._wait_s()):

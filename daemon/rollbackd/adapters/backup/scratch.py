@@ -12,6 +12,8 @@ from rollbackd.errors import PermanentError
 from rollbackd.settings import Target
 
 PREFIX = "rollbackd_scratch_"
+# What this process works on right now: a sweep that comes later must leave it alone.
+IN_USE: set[str] = set()
 
 
 def scratch_server(target: Target) -> Place:
@@ -44,8 +46,10 @@ async def scratch_database(target: Target, store_id: str) -> AsyncIterator[Place
         PermanentError: when the role may not create databases.
     """
     server = scratch_server(target)
-    name = PREFIX + secrets.token_hex(6)
+    # The store is part of the name, because whoever is killed right after CREATE DATABASE hasn't marked it yet.
+    name = f"{PREFIX}{store_id}_{secrets.token_hex(6)}"
     admin = await connect(server, target.database.connect_timeout)
+    IN_USE.add(name)
     try:
         try:
             await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
@@ -60,6 +64,7 @@ async def scratch_database(target: Target, store_id: str) -> AsyncIterator[Place
         finally:
             await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     finally:
+        IN_USE.discard(name)
         await admin.close(timeout=5)
 
 
@@ -82,17 +87,20 @@ async def may_create_scratch(target: Target) -> str:
 
 
 async def sweep_scratch(target: Target, store_id: str) -> list[str]:
-    """Drop what a crash left: databases with our prefix and our own mark. Returns their names."""
+    """Drop what a crash left: databases of this store, by mark or, where no mark came to be, by name. Returns their names."""
     server = scratch_server(target)
     connection = await connect(server, target.database.connect_timeout)
     try:
         rows = await connection.fetch(
-            "SELECT datname FROM pg_database WHERE starts_with(datname, $1) AND shobj_description(oid, 'pg_database') = $2",
+            "SELECT datname FROM (SELECT datname, shobj_description(oid, 'pg_database') AS mark FROM pg_database) d"
+            " WHERE starts_with(datname, $1) AND (mark = $2 OR mark IS NULL AND starts_with(datname, $3))",
             PREFIX,
             mark(store_id),
+            f"{PREFIX}{store_id}_",
         )
-        for row in rows:
-            await connection.execute(f'DROP DATABASE IF EXISTS "{row[0]}" WITH (FORCE)')
+        left = [row[0] for row in rows if row[0] not in IN_USE]
+        for name in left:
+            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     finally:
         await connection.close(timeout=5)
-    return [row[0] for row in rows]
+    return left

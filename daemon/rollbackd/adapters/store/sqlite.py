@@ -697,7 +697,9 @@ _waiting_decoder = msgspec.json.Decoder(list[_WaitingEvent])
 def _waiting_events(document: str) -> list[QueuedEvent]:
     """The queue's events out of the one JSON value that they were read as."""
     return [
-        QueuedEvent(seq=w.seq, delivery=w.delivery, hook=w.hook, received_at=_time(w.received_at), event=w.event)
+        QueuedEvent(
+            seq=w.seq, delivery=w.delivery, hook=w.hook, received_at=_time(w.received_at), event=w.event
+        )
         for w in _waiting_decoder.decode(document)
     ]
 

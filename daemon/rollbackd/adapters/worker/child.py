@@ -323,7 +323,7 @@ class Worker:
             context.impl.static_output = lambda text: statements.append(text.strip().rstrip(";"))  # type: ignore[method-assign]
             with Operations.context(context):
                 revision.module.downgrade()
-        return [s for s in statements if s and not s.startswith("--")]
+        return [s for s in statements if not is_comment(s)]
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -555,6 +555,11 @@ def body_of(function: ast.FunctionDef | None, functions: Functions) -> str:
 
 def is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath([os.path.realpath(path), os.path.realpath(folder)]) == os.path.realpath(folder)
+
+
+def is_comment(text: str) -> bool:
+    """Whether a rendered text says nothing: Alembic writes its own remarks between the statements."""
+    return all(not line.strip() or line.lstrip().startswith("--") for line in text.splitlines())
 
 
 def is_idle(statement: ast.stmt) -> bool:
