@@ -1,6 +1,7 @@
 """The daemon, killing itself with SIGKILL at one point of a run: `killable_daemon.py CONFIG POINT`.
 
-A point is a JSON object: `moment` with, where it needs one, `kind` (of a step), `text` and `delay_s`.
+A point is a JSON object: `moment` with, where it needs one, `kind` (of a step), `text` and `delay_s`. With `alone` false
+everything that the daemon started dies with it, as when the machine does.
 
     planned      the run is on record, and nothing more
     running      the run was let go, and no step taken
@@ -24,25 +25,29 @@ from rollbackd.app.daemon import serve
 from rollbackd.core.records import Run, StepRecord
 
 
-def die() -> None:
+def die(alone: bool) -> None:
+    for task in () if alone else Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            os.killpg(int(child), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Executioner:
     """Hears everything that happens, and ends the process at its point."""
 
-    def __init__(self, moment: str, kind: str = "", text: str = "", delay_s: float = 0.0) -> None:
+    def __init__(self, moment: str, kind: str = "", text: str = "", delay_s: float = 0.0, alone: bool = True) -> None:
         self.moment = moment
         self.kind = kind
         self.text = text
         self.delay_s = delay_s
+        self.alone = alone
 
     def listen(self, name: str, fields: dict[str, object]) -> None:
         if self._is_reached(name, fields):
             if not self.delay_s:
-                die()
+                die(self.alone)
             # A thread of its own: the event loop may be at work at that very time.
-            threading.Timer(self.delay_s, die).start()
+            threading.Timer(self.delay_s, die, (self.alone,)).start()
 
     def _is_reached(self, name: str, fields: dict[str, object]) -> bool:
         match self.moment:
@@ -65,7 +70,7 @@ class Executioner:
                 assert isinstance(run, Run)
                 kinds[record.run] = [step.kind for step in run.plan.steps]
             if record.phase == "done" and kinds[record.run][record.step] == self.kind:
-                die()
+                die(self.alone)
             return await journal(store, record, fence)
 
         if self.moment == "unrecorded":

@@ -1,15 +1,15 @@
 """A daemon that is killed at any point of a run, and started again, finishes the run or holds it: never twice, never half."""
 
-import json
 import signal
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.end_to_end.conftest import MakeGround
-from tests.end_to_end.ground import NEW, OLD, Ground, Project, new_database, wait_until
+from tests.end_to_end.ground import OLD, Ground, Project, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -33,7 +33,6 @@ POINTS = (
     + [{"moment": "unrecorded", "kind": kind} for kind in STEPS]
     + [{"moment": "done", "kind": kind} for kind in STEPS]
 )
-PRESERVED = [("nickname", 300), ("visits", 200)]
 
 
 def name_of(point: dict[str, Any]) -> str:
@@ -41,15 +40,16 @@ def name_of(point: dict[str, Any]) -> str:
     return "-".join(filter(None, (moment, point.get("kind", ""))))
 
 
-def kill_at(ground: Ground, point: dict[str, Any], to: str = "customers") -> None:
-    """Ask for a rollback from a daemon that kills itself at this point, and see it die of just that."""
+def kill_at(ground: Ground, point: dict[str, Any]) -> datetime:
+    """Ask for a rollback from a daemon that kills itself at this point; when it had died of just that."""
     daemon = ground.start(point)
     try:
-        ground.ask_rollback(to)
+        ground.ask_rollback("customers")
     except OSError:
         pass  # it died before it could answer
     wait_until(lambda: daemon.poll() is not None, f"the daemon reaches {point}")
     assert daemon.returncode == -signal.SIGKILL, ground.words()
+    return datetime.now(UTC)
 
 
 def kept_rows(ground: Ground, table: str) -> list[str]:
@@ -66,14 +66,20 @@ def phases(run: dict[str, Any], kind: str) -> list[str]:
     return [r["phase"] for r in run["journal"] if run["steps"][r["step"]]["kind"] == kind]
 
 
+def times(run: dict[str, Any], kind: str) -> tuple[datetime, datetime]:
+    """When the step of this kind was first begun and when its outcome was recorded."""
+    found = [r["at"] for r in run["journal"] if run["steps"][r["step"]]["kind"] == kind]
+    return datetime.fromisoformat(found[0]), datetime.fromisoformat(found[-1])
+
+
 @pytest.mark.parametrize("point", POINTS, ids=name_of)
 def test_a_killed_daemon_finishes_the_run_after_its_restart(shop: Ground, point: dict[str, Any]) -> None:
     """Whatever the moment of the kill: one downgrade, every row right, all that it destroyed kept, nothing left over."""
     customers = shop.rows("customers", "id, name")
     nicknames = sorted(f"{id_}\t{name}\t{nick}" for id_, name, nick in shop.rows("customers"))
     visits = sorted(f"{id_}\t{page}" for id_, page in shop.rows("visits"))
-    kill_at(shop, point)
 
+    killed_at = kill_at(shop, point)
     shop.start()
     run = shop.ended_run()
 
@@ -87,12 +93,137 @@ def test_a_killed_daemon_finishes_the_run_after_its_restart(shop: Ground, point:
     assert shop.running() == OLD
     assert all(phases(run, kind).count("done") == 1 for kind in STEPS)
     assert len(shop.backups("rollback")) == 1
+    if point["moment"] in ("intent", "unrecorded"):
+        first, last = times(run, point["kind"])
+        assert first < killed_at < last, f"the kill was to come amidst the step: {run['journal']}"
     wait_until(lambda: not shop.leftovers(), shop.leftovers)
 
 
-@pytest.mark.parametrize("kind", STEPS)
-def test_the_midst_of_a_step_is_hit(shop: Ground, kind: str) -> None:
-    """The delays above are right: the process dies with the step begun and its outcome not on record."""
-    kill_at(shop, {"moment": "intent", "kind": kind, "delay_s": STEPS[kind]})
-    history = json.loads(shop.rollbackd("status", "--json").stdout)[0]["steps"]
-    assert [s["phase"] for s in history if s["phase"] not in ("done", "waiting")] == ["intent"]
+@pytest.fixture
+def sleepy_shop(make_ground: MakeGround, tmp_path: Path) -> Ground:
+    """The newest revision's downgrade takes a second, in the midst of its one transaction."""
+    project = small_project(tmp_path / "project")
+    project.revision(
+        "sleepy",
+        "op.add_column('customers', sa.Column('nickname', sa.Text))",
+        NOTE + "op.execute('SELECT pg_sleep(1)')\nop.drop_column('customers', 'nickname')",
+    )
+    return migrated(make_ground(project))
+
+
+@pytest.fixture
+def half_committing_shop(make_ground: MakeGround, tmp_path: Path) -> Ground:
+    """The newest revision's downgrade commits the first of its changes, takes a second, and makes the other."""
+    project = small_project(tmp_path / "project")
+    project.revision(
+        "halves",
+        "op.create_index('ix_name', 'customers', ['name'])\n"
+        "op.add_column('customers', sa.Column('nickname', sa.Text))",
+        NOTE + "with op.get_context().autocommit_block():\n    op.execute('DROP INDEX CONCURRENTLY ix_name')\n"
+        "op.execute('SELECT pg_sleep(1)')\nop.drop_column('customers', 'nickname')",
+    )
+    return migrated(make_ground(project))
+
+
+NOTE = "op.execute(\"SELECT nextval('attempts')\")\n"
+ASLEEP = {"moment": "statement", "text": "pg_sleep", "delay_s": 0.3}
+
+
+def small_project(folder: Path) -> Project:
+    project = Project(folder)
+    project.revision(
+        "customers",
+        "op.execute('CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL)')\n"
+        "op.execute(\"INSERT INTO customers VALUES (1, 'Ada')\")\n"
+        "op.execute('CREATE SEQUENCE attempts')",
+        "op.drop_table('customers')",
+    )
+    return project
+
+
+def migrated(ground: Ground) -> Ground:
+    ground.project.alembic(ground.url(), "upgrade", "head")
+    return ground
+
+
+def attempts(ground: Ground) -> int:
+    """How often the downgrade was begun; a sequence remembers what a transaction that was undone did to it."""
+    called, last = ground.query("SELECT is_called, last_value FROM attempts")[0]
+    return int(last) if called else 0
+
+
+def test_a_downgrade_that_outlives_its_daemon_is_waited_for_and_not_run_again(sleepy_shop: Ground) -> None:
+    """The worker finishes what it began; the next daemon waits for its lock and finds the database at the target."""
+    kill_at(sleepy_shop, ASLEEP)
+    sleepy_shop.start()
+    run = sleepy_shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert attempts(sleepy_shop) == 1
+    (found,) = [r["evidence"] for r in run["journal"] if r["evidence"].get("standing")]
+    assert (found["found"], found["standing"]) == (True, "to")
+    assert sleepy_shop.rows("customers") == [(1, "Ada")]
+
+
+def test_a_downgrade_that_died_with_its_daemon_is_undone_by_the_database_and_run_once_more(
+    sleepy_shop: Ground,
+) -> None:
+    """Nothing of it was committed, so it is begun anew, and only one is ever committed."""
+    kill_at(sleepy_shop, {**ASLEEP, "alone": False})
+    sleepy_shop.start()
+    run = sleepy_shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert attempts(sleepy_shop) == 2
+    assert phases(run, "downgrade") == ["intent", "intent", "done"]
+    assert sleepy_shop.heads() == ["customers"]
+    assert sleepy_shop.rows("customers") == [(1, "Ada")]
+
+
+def test_a_downgrade_that_died_between_its_commits_is_held_and_never_run_again(
+    half_committing_shop: Ground,
+) -> None:
+    """Neither old nor new: it says what stands where, a resume changes nothing, and a person's own hands settle it."""
+    ground = half_committing_shop
+    kill_at(ground, {**ASLEEP, "alone": False})
+    ground.start()
+    run = ground.ended_run()
+    assert run["state"] == "held"
+    assert "the stamp is still halves, but the schema has changed" in run["statement"]
+    assert "ix_name" in run["statement"]
+    assert ground.running() == "", "neither release fits this schema"
+
+    resumed = ground.rollbackd("resume", run["id"])
+    assert resumed.returncode == 3
+    assert attempts(ground) == 1
+    assert ground.heads() == ["halves"]
+
+    ground.query("ALTER TABLE customers DROP COLUMN nickname")
+    ground.query("UPDATE alembic_version SET version_num = 'customers'")
+    resumed = ground.rollbackd("resume", run["id"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert attempts(ground) == 1
+    assert ground.running() == OLD
+
+
+def test_a_downgrade_between_its_commits_that_outlives_its_daemon_is_found_done(
+    half_committing_shop: Ground,
+) -> None:
+    """While the worker is half through, the next daemon waits for it and doesn't call it neither."""
+    kill_at(half_committing_shop, ASLEEP)
+    half_committing_shop.start()
+    run = half_committing_shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert attempts(half_committing_shop) == 1
+
+
+def test_a_second_kill_on_the_way_changes_nothing(shop: Ground) -> None:
+    """The daemon that goes on is killed too, one step later, and again; the third restart finishes."""
+    kill_at(shop, {"moment": "unrecorded", "kind": "back_up"})
+    for kind in ("preserve", "downgrade", "start_application"):
+        daemon = shop.start({"moment": "unrecorded", "kind": kind})
+        wait_until(lambda d=daemon: d.poll() is not None, f"the daemon dies at {kind}")
+    shop.start()
+    run = shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
+    assert len(shop.backups("rollback")) == len(shop.backups("preserve")) == 1
+    assert shop.commands() == ["stop", f"start {OLD}"]

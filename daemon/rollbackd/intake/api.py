@@ -1,8 +1,7 @@
 """The API: what people and CD systems ask and read. GET never changes anything; everything needs a role."""
 
-import json
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -12,6 +11,7 @@ from rollbackd.core.plan import step_text
 from rollbackd.core.records import Deployment
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
+    DeliveryRefusedError,
     HeldError,
     NotFoundError,
     RefusedError,
@@ -20,7 +20,9 @@ from rollbackd.errors import (
     TransientError,
     UsageError,
 )
+from rollbackd.intake.connections import read_body
 from rollbackd.intake.deliveries import RETRY_AFTER_S
+from rollbackd.intake.hooks import located, parse_body
 from rollbackd.intake.identity import Caller, Role, UnidentifiedError, create_token, identify, revoke_token
 from rollbackd.ports import Clock, Store
 from rollbackd.settings import Settings
@@ -30,6 +32,7 @@ from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import describe_run
 
 MOST_LISTED = 500
+LONGEST_PAUSE_S = 366 * 86400.0
 T = TypeVar("T")
 Answer = Callable[[web.Request, Caller], Awaitable[Any]]
 
@@ -64,7 +67,7 @@ class PauseAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     target: str = EVERYTHING
     reason: str = ""
-    for_s: float | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_PAUSE_S)] | None = None
 
 
 class GateAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -344,7 +347,7 @@ def error_response(error: RollbackdError) -> web.Response:
     ]
     status = (
         error.status
-        if isinstance(error, UnidentifiedError)
+        if isinstance(error, UnidentifiedError | DeliveryRefusedError)
         else next((s for c, s in statuses if isinstance(error, c)), 500)
     )
     headers = {}
@@ -357,18 +360,15 @@ def error_response(error: RollbackdError) -> web.Response:
 
 
 async def _body(request: web.Request, kind: type[T]) -> T:
+    raw = await read_body(request, request.client_max_size)
     try:
-        raw = await request.read()
-        document = json.loads(raw) if raw else {}
-        return msgspec.convert(document, kind)
-    except web.HTTPRequestEntityTooLarge:
-        raise UsageError("the body is too large") from None
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise UsageError(f"the body isn't as expected: {error}") from None
+        return msgspec.convert(parse_body(raw) if raw else {}, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"the body isn't as expected: {located(str(error), '$')}") from None
 
 
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", "50")
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_LISTED:
+    if len(text) > 4 or not text.isdecimal() or not 1 <= int(text) <= MOST_LISTED:
         raise UsageError(f"limit must be a number from 1 to {MOST_LISTED}")
     return int(text)

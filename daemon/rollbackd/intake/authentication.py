@@ -71,7 +71,7 @@ def authenticate(
                     "malformed_signature", f"{scheme.header} must begin with {scheme.prefix!r}"
                 )
             expected = [_sign(secret, body).hex().encode() for secret in secrets]
-            if not _any_equal(expected, [text.encode()]):
+            if not _any_equal(expected, [_bytes(text)]):
                 raise _unauthentic("wrong_signature", "the signature doesn't fit the body")
         case StandardWebhooks():
             _standard_webhooks(secrets, headers, body, now_s)
@@ -82,7 +82,7 @@ def authenticate(
                 raise _unauthentic("no_token", "a bearer token is expected in the Authorization header")
             # Digests are compared, so that not even a token's length shows.
             expected = [hashlib.sha256(secret).digest() for secret in secrets]
-            if not _any_equal(expected, [hashlib.sha256(token.strip().encode()).digest()]):
+            if not _any_equal(expected, [hashlib.sha256(_bytes(token.strip())).digest()]):
                 raise _unauthentic("wrong_token", "the token isn't known")
 
 
@@ -109,7 +109,7 @@ def _standard_webhooks(
     signatures = headers.get("webhook-signature", "")
     if not (message_id and timestamp and signatures):
         raise _unauthentic("no_signature", "webhook-id, webhook-timestamp and webhook-signature are expected")
-    if not timestamp.isdecimal() or len(timestamp) > 12:
+    if not (timestamp.isascii() and timestamp.isdecimal()) or len(timestamp) > 12:
         raise _unauthentic("malformed_timestamp", "webhook-timestamp must be whole seconds since the epoch")
     age_s = now_s - int(timestamp)
     if age_s > TOLERANCE_S:
@@ -120,7 +120,7 @@ def _standard_webhooks(
         raise _unauthentic(
             "future_timestamp", f"signed more than {TOLERANCE_S} s ahead of now; check the sender's clock"
         )
-    signed = b".".join((message_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body))
+    signed = b".".join((_bytes(message_id), timestamp.encode(), body))
     given: list[bytes] = []
     for entry in signatures.split(" "):
         version, _, value = entry.partition(",")
@@ -131,6 +131,11 @@ def _standard_webhooks(
                 continue
     if not _any_equal([_sign(secret, signed) for secret in secrets], given):
         raise _unauthentic("wrong_signature", "no v1 signature fits id, timestamp and body")
+
+
+def _bytes(text: str) -> bytes:
+    """A header's bytes as they came; aiohttp decodes what isn't UTF-8 to lone surrogates."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _sign(key: bytes, message: bytes) -> bytes:

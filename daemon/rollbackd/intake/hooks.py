@@ -1,22 +1,26 @@
 """Hook files: how one sender authenticates and what its payloads mean. Declarative, and proved by their fixtures at load."""
 
+import difflib
 import functools
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jmespath
 import msgspec
 from jmespath import functions
 from jmespath.exceptions import JMESPathError
 
-from rollbackd.core.events import Event, required_field_missing
+from rollbackd.core.events import Category, Event, EventKind, Severity, required_field_missing
 from rollbackd.errors import ConfigurationError, DeliveryRefusedError
-from rollbackd.intake.authentication import Scheme
+from rollbackd.intake.authentication import Scheme, StandardWebhooks
 
 MOST_EVENTS = 1_000
+MOST_DEEP = 64
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Functions(functions.Functions):  # type: ignore[misc]
@@ -26,12 +30,12 @@ class Functions(functions.Functions):  # type: ignore[misc]
     def _func_parse_json(self, text: str | None) -> Any:
         try:
             return json.loads(text or "null")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     @functions.signature({"types": ["string", "null"]}, {"types": ["string"]})  # type: ignore[untyped-decorator]
     def _func_split(self, text: str | None, separator: str) -> list[str]:
-        return (text or "").split(separator)
+        return (text or "").split(separator or None)
 
     @functions.signature({"types": ["string", "null"]})  # type: ignore[untyped-decorator]
     def _func_lower(self, text: str | None) -> str:
@@ -92,7 +96,7 @@ class HookFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     authentication: Scheme
     fixtures: list[Fixture]
     delivery: DeliveryIdentity = DeliveryIdentity()
-    malformed: int = 400
+    malformed: Annotated[int, msgspec.Meta(ge=200, le=499)] = 400
     ignore: list[Ignored] = []
     events: list[Meaning] = []
 
@@ -137,11 +141,11 @@ class Hook:
         """What makes it the same delivery again."""
         scope = {"headers": headers, "body": None}
         delivery = self.file.delivery
-        sender_id = str(self._find(delivery.id, scope) or "") if delivery.id else ""
-        kind = str(self._find(delivery.type, scope) or "") if delivery.type else ""
         if delivery.id_is_signed:
-            return f"{sender_id}\n{kind}"
-        return f"{kind}\n{body_sha256}"
+            kind = str(self._find(delivery.type, scope) or "") if delivery.type else ""
+            return f"{self.sender_id(headers)}\n{kind}"
+        # The kind is as unsigned as the id: one body sent again as something else would else mean something new.
+        return body_sha256
 
     def sender_id(self, headers: Mapping[str, str]) -> str:
         """The sender's own id of the delivery, signed or not."""
@@ -187,11 +191,17 @@ class Hook:
         try:
             event = msgspec.convert(values, Event)
         except msgspec.ValidationError as error:
-            return self._lacking(meaning, _located(str(error), path))
+            return self._lacking(meaning, _mapped(located(str(error), path), meaning))
         missing = required_field_missing(event)
         if missing:
             return self._lacking(meaning, f"{path}.{missing}: {event.kind} can't do without it")
-        return Interpretation(events=(_aware(event),))
+        at = event.occurred_at
+        if at is not None and at.tzinfo is None:
+            return self._lacking(meaning, f"{path}.occurred_at: {at.isoformat()} has no time zone")
+        if at is not None and at.year == 1:
+            # Go's zero time, which Alertmanager sends, means "not said".
+            event = msgspec.structs.replace(event, occurred_at=None)
+        return Interpretation(events=(event,))
 
     def _lacking(self, meaning: Meaning, fault: str) -> Interpretation:
         if meaning.lacking == "ignore":
@@ -200,7 +210,7 @@ class Hook:
 
     def _unmapped(self, meaning: Meaning, scope: dict[str, Any]) -> str:
         if isinstance(meaning.kind, Part):
-            return f"{meaning.kind.expression} is {self._find(meaning.kind.expression, scope)!r}, which means nothing here"
+            return f"{meaning.kind.expression} is {_short(self._find(meaning.kind.expression, scope))}, which means nothing here"
         return "it has no kind"
 
     def _value(self, part: Part | str, scope: dict[str, Any]) -> Any:
@@ -214,13 +224,17 @@ class Hook:
     def _find(self, text: str, scope: dict[str, Any]) -> Any:
         try:
             return self._compiled[text](scope)
-        except JMESPathError as error:
-            raise DeliveryRefusedError(self.file.malformed, "malformed", f"{text}: {error}") from None
+        except (JMESPathError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            # What an expression meets is the sender's; a function of JMESPath may stumble over it in any of these ways.
+            raise DeliveryRefusedError(self.file.malformed, "malformed", f"{text}: {error}"[:300]) from None
 
 
 def _compile(text: str) -> Callable[[dict[str, Any]], Any]:
     """An expression as a function. A plain path, which most are, is walked without the interpreter: a tenth of the cost."""
     compiled = jmespath.compile(text)
+    unknown = _functions(compiled.parsed) - set(Functions.FUNCTION_TABLE)
+    if unknown:
+        raise ConfigurationError([f"{text}: there is no function {', '.join(sorted(unknown))}"])
     path = _plain_path(compiled.parsed)
     if path is None:
         return functools.partial(compiled.search, options=OPTIONS)
@@ -235,6 +249,12 @@ def _compile(text: str) -> Callable[[dict[str, Any]], Any]:
         return found
 
     return walk
+
+
+def _functions(node: dict[str, Any]) -> set[str]:
+    """The functions that an expression calls."""
+    found = {str(node["value"])} if node["type"] == "function_expression" else set()
+    return found.union(*(_functions(child) for child in node["children"] if isinstance(child, dict)))
 
 
 def _plain_path(node: dict[str, Any]) -> tuple[str, ...] | None:
@@ -261,9 +281,13 @@ def load_hook(name: str, path: Path) -> Hook:
         raise ConfigurationError(
             [f"hooks.{name}: the hook file {path} can't be read: {error.strerror}"]
         ) from None
+    except ConfigurationError as error:
+        raise ConfigurationError([f"hooks.{name}: {problem}" for problem in error.problems]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, JMESPathError) as error:
         raise ConfigurationError([f"hooks.{name}: {path}: {error}"]) from None
-    problems = [problem for fixture in hook.file.fixtures for problem in _prove(hook, fixture, path.parent)]
+    problems = [f"hooks.{name}: {problem}" for problem in _faults(hook.file)]
+    if not problems:
+        problems += [p for fixture in hook.file.fixtures for p in _prove(hook, fixture, path.parent)]
     if not hook.file.fixtures:
         problems.append(f"hooks.{name}: {path} has no fixture: a hook proves itself by at least one")
     if problems:
@@ -278,13 +302,83 @@ def parse_body(body: bytes) -> Any:
         DeliveryRefusedError: 400 with what is wrong.
     """
     try:
-        return _DECODER.decode(body.decode())
+        text = body.decode()
+        document = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MOST_DEEP:
+            _require_shallow(document)
+        if _SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except RecursionError:
         raise DeliveryRefusedError(400, "malformed", "$: nested too deep") from None
     except UnicodeDecodeError:
         raise DeliveryRefusedError(400, "malformed", "$: not UTF-8") from None
+    except UnicodeEncodeError:
+        raise DeliveryRefusedError(400, "malformed", "$: an escape is half a character") from None
     except ValueError as error:
         raise DeliveryRefusedError(400, "malformed", f"$: not JSON: {error}") from None
+
+
+def _require_shallow(document: Any) -> None:
+    level = [document]
+    for _ in range(MOST_DEEP):
+        level = (
+            [
+                inner
+                for one in level
+                for inner in (one.values() if isinstance(one, dict) else one)
+                if isinstance(inner, dict | list)
+            ]
+            if isinstance(document, dict | list)
+            else []
+        )
+        if not level:
+            return
+    raise DeliveryRefusedError(400, "malformed", f"$: nested deeper than {MOST_DEEP}")
+
+
+def _faults(file: HookFile) -> list[str]:
+    """What can be seen to be wrong before any payload comes."""
+    problems: list[str] = []
+    if file.delivery.id_is_signed and not (
+        isinstance(file.authentication, StandardWebhooks) and file.delivery.id == 'headers."webhook-id"'
+    ):
+        problems.append(
+            "delivery.id_is_signed: only webhook-id is, and only with the scheme standard_webhooks"
+        )
+    for index, ignored in enumerate(file.ignore):
+        if not ignored.when:
+            problems.append(
+                f"ignore[{index}].when: an expression is needed; an empty one would ignore everything"
+            )
+    for index, meaning in enumerate(file.events):
+        where = f"events[{index}]"
+        if not meaning.as_is and not (
+            meaning.kind.expression if isinstance(meaning.kind, Part) else meaning.kind
+        ):
+            problems.append(f"{where}: 'kind' with an expression is needed, or 'as_is'")
+        for name, part in meaning.map.items():
+            if name == "kind" or name not in _FIELDS:
+                near = difflib.get_close_matches(name, _FIELDS, 1)
+                problems.append(
+                    f"{where}.map.{name}: an event has no such field"
+                    + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(_FIELDS)}")
+                )
+            if not (part.expression if isinstance(part, Part) else part):
+                problems.append(f"{where}.map.{name}: an expression is needed")
+        for name, part in (("kind", meaning.kind), *meaning.map.items()):
+            if isinstance(part, Part) and name in _WORDS:
+                words = [*part.table.values(), *([part.otherwise] if part.otherwise else [])]
+                problems += [
+                    f"{where}.{name}: {word!r} is none of {', '.join(_WORDS[name])}"
+                    for word in words
+                    if word not in _WORDS[name]
+                ]
+    return problems
+
+
+_FIELDS = tuple(field.name for field in msgspec.structs.fields(Event))
+_WORDS = {"kind": (*EventKind, "ignore"), "category": tuple(Category), "severity": tuple(Severity)}
 
 
 def _prove(hook: Hook, fixture: Fixture, folder: Path) -> list[str]:
@@ -309,6 +403,8 @@ def _prove(hook: Hook, fixture: Fixture, folder: Path) -> list[str]:
                 problems.append(
                     f"{where}: event {index}: {name} is {event.get(name, '')!r}, expected is {value!r}"
                 )
+    if not fixture.expect and not fixture.ignored:
+        problems.append(f"{where}: proves nothing: give 'expect', or the reason in 'ignored'")
     if fixture.ignored and fixture.ignored not in found.ignored_because:
         problems.append(
             f"{where}: ignored because {found.ignored_because!r}, expected is {fixture.ignored!r}"
@@ -331,16 +427,19 @@ def _no_constant(text: str) -> Any:
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
 
 
-def _located(fault: str, path: str) -> str:
+def located(fault: str, path: str) -> str:
     """msgspec ends its sentences in `- at `$.field``; put the payload's own path there."""
     sentence, _, inner = fault.partition(" - at `")
     return f"{path}{inner.removesuffix('`').removeprefix('$')}: {sentence}"
 
 
-def _aware(event: Event) -> Event:
-    """A time without a zone would be anybody's guess."""
-    at = event.occurred_at
-    if at is None or at.tzinfo is not None:
-        # Alertmanager's zero date means "not said".
-        return event if at is None or at.year > 1 else msgspec.structs.replace(event, occurred_at=None)
-    raise DeliveryRefusedError(400, "malformed", f"$.occurred_at: {at.isoformat()} has no time zone")
+def _mapped(fault: str, meaning: Meaning) -> str:
+    """A fault of an event's field, with the expression that the field was read by."""
+    for name, part in meaning.map.items():
+        if f".{name}:" in fault or f"field `{name}`" in fault:
+            return f"{fault}; it is read from {part.expression if isinstance(part, Part) else part}"
+    return fault
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:100] if isinstance(value, str | int | float | bool | None) else type(value).__name__

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import pwd
+import re
 import secrets
 import socket
 import struct
@@ -15,6 +16,10 @@ from aiohttp import web
 from rollbackd.core.records import Token
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
 from rollbackd.ports import Store
+from rollbackd.workflow.runs import OURSELVES
+
+# Without a colon: 'local:ann' and 'hook:cd' are names of people on this machine and of hooks.
+TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 class Role(StrEnum):
@@ -34,15 +39,14 @@ class UnidentifiedError(RollbackdError):
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """An identified caller; the name stands in records and reports."""
+    """An identified caller; the name stands in records and reports.
+
+    `is_local` is a user of this machine, on the socket that only the daemon's own user can open.
+    """
 
     name: str
     roles: frozenset[Role]
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a user of this machine, on the socket that only the daemon's own user can open."""
-        return self.name.startswith("local:")
+    is_local: bool = False
 
     def may(self, role: Role) -> bool:
         """Whether the caller has the role; every role may read."""
@@ -51,7 +55,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 def hash_token(token: str) -> str:
     """What is kept of a token. It is long and random, so one round of SHA-256 is enough."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 async def identify(request: web.Request, store: Store) -> Caller:
@@ -62,7 +66,7 @@ async def identify(request: web.Request, store: Store) -> Caller:
     """
     local = _local_user(request)
     if local:
-        return Caller(name=f"local:{local}", roles=frozenset(Role))
+        return Caller(name=f"local:{local}", roles=frozenset(Role), is_local=True)
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token:
         raise UnidentifiedError(
@@ -87,6 +91,11 @@ async def create_token(store: Store, name: str, roles: tuple[str, ...], now: dat
     known_roles = [role.value for role in Role]
     if not name or not roles or any(role not in known_roles for role in roles):
         raise RefusedError(f"a token needs a name and roles out of {', '.join(known_roles)}")
+    if not TOKEN_NAME.fullmatch(name) or name == OURSELVES:
+        raise RefusedError(
+            "a token's name stands for its holder in reports and approvals: letters, digits, '-', '_' and '.', and not"
+            f" {OURSELVES}, which is ourselves"
+        )
     if any(known.name == name and known.revoked_at is None for known in await store.tokens()):
         raise RefusedError(f"there is a token {name} already: revoke it first, or take another name")
     token = f"rbd_{secrets.token_urlsafe(32)}"

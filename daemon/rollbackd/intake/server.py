@@ -11,10 +11,11 @@ from aiohttp import web
 from rollbackd import __version__
 from rollbackd.errors import RefusedError
 from rollbackd.intake.api import Api
-from rollbackd.intake.connections import KEEPALIVE_S, Connections
+from rollbackd.intake.connections import DEADLINES, Connections, Deadlines
 from rollbackd.intake.deliveries import Deliveries
 from rollbackd.settings import Server
 
+PATIENT = Deadlines()
 MetricsText = Callable[[], tuple[bytes, str]]
 Ready = Callable[[], Awaitable[list[str]]]
 
@@ -30,12 +31,15 @@ class HttpServer:
         metrics_text: MetricsText,
         ready: Ready,
         socket_path: Path,
+        deadlines: Deadlines = PATIENT,
     ) -> None:
         self._settings = settings
         self._socket_path = socket_path
         self._metrics_text = metrics_text
         self._ready = ready
+        self._deadlines = deadlines
         app = web.Application(client_max_size=settings.max_body_bytes)
+        app[DEADLINES] = deadlines
         app.router.add_post("/hooks/{name}", deliveries.receive)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
@@ -43,7 +47,13 @@ class HttpServer:
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_routes(api.routes())
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=10.0
+            app,
+            access_log=None,
+            keepalive_timeout=deadlines.keepalive_s,
+            lingering_time=deadlines.lingering_s,
+            shutdown_timeout=10.0,
+            # A body with a Content-Encoding is refused; what follows the refusal must not be inflated either.
+            auto_decompress=False,
         )
         self._servers: list[asyncio.Server] = []
         self._routes = [
@@ -58,7 +68,10 @@ class HttpServer:
             RefusedError: when the address or the socket can't be had.
         """
         await self._runner.setup()
-        connections = Connections(self._runner, self._settings.max_connections)
+        most = self._settings.max_connections
+        connections = Connections(self._runner, most, self._deadlines)
+        # Counted apart, so that a flood from outside doesn't lock out local people.
+        local_connections = Connections(self._runner, most, self._deadlines)
         host, _, port = self._settings.listen.rpartition(":")
         loop = asyncio.get_running_loop()
         try:
@@ -70,7 +83,7 @@ class HttpServer:
         with contextlib.suppress(FileNotFoundError):
             self._socket_path.unlink()
         try:
-            local = await loop.create_unix_server(connections, str(self._socket_path))
+            local = await loop.create_unix_server(local_connections, str(self._socket_path))
         except OSError as error:
             raise RefusedError(f"can't listen on the socket {self._socket_path}: {error}") from None
         self._socket_path.chmod(0o600)

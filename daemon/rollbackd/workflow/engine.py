@@ -233,13 +233,16 @@ class Engine:
                 said = seen.statement if seen is not None else "where the database stands can't be read"
                 return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
         for earlier_number, earlier in reversed(done.items()):
+            if not steps.can_be_undone(earlier):
+                continue
+            # On record first: after a crash in between, the step is looked at again and not taken for done.
+            await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, {"because": reason})
             try:
                 taken_back = await steps.undo(earlier, self._context(lease, earlier_number))
             except RollbackdError as failure:
                 statement = f"{reason}. The database is unchanged, but taking back '{step_text(earlier)}' failed: {failure}"
                 return await self._hold(lease, number, step, HeldError(statement))
-            if taken_back is not None:
-                await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, taken_back)
+            await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, taken_back)
         return await self._finish(lease, RunState.FAILED, f"{reason}. The database is unchanged")
 
     async def _done_before(self, run: Run, number: int) -> dict[int, Step]:

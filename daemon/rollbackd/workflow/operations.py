@@ -21,6 +21,7 @@ from rollbackd.workflow.runs import MANUAL, Runs
 from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
 
 EVERYTHING = "*"
+ROLLED_BACK = "rolled_back"
 
 
 class Watches(Protocol):
@@ -205,7 +206,10 @@ class Operations:
     async def _plan(self, guarded: Guarded, to: str, release: str) -> Plan:
         deployment = await self._last_deployment(guarded)
         release_to, release_from, kept = release, "", ""
-        if deployment is not None:
+        if deployment is not None and deployment.outcome == ROLLED_BACK:
+            # What runs is the release that was put back; which one came before it, nobody said.
+            release_from, kept = deployment.previous_version, deployment.scripts_sha256
+        elif deployment is not None:
             release_to = release or deployment.previous_version
             release_from, kept = deployment.version, deployment.scripts_sha256
         return await self._planners[guarded.name].downgrade(

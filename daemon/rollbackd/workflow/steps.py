@@ -133,10 +133,18 @@ async def prepare_intent(step: Step, context: StepContext) -> Evidence:
     return {"before_document": document.id}
 
 
-async def undo(step: Step, context: StepContext) -> Evidence | None:
-    """Take a step back after a later one failed with nothing changed; None where there is nothing to take back."""
-    if not isinstance(step, StopApplication):
-        return None
+def can_be_undone(step: Step) -> bool:
+    """Whether a step is taken back after a later one failed with nothing changed."""
+    return isinstance(step, StopApplication)
+
+
+async def undo(step: Step, context: StepContext) -> Evidence:
+    """Take a step back: what was stopped is started again.
+
+    Raises:
+        PermanentError: when it can't be, or isn't there afterwards.
+    """
+    assert isinstance(step, StopApplication), "nothing else can be undone"
     application = context.guarded.application
     if not application.can_start or not step.version:
         raise PermanentError("the application was stopped, and no command is declared that starts it")
@@ -178,9 +186,7 @@ async def _validate_before(step: ValidateBefore, context: StepContext) -> Eviden
         )
     findings = list(await guarded.application.readiness()) if guarded.application.can_start else []
     if plan.downgrades:
-        described = await guarded.worker.describe()
-        if described.scripts_sha256 != plan.scripts_sha256:
-            raise RefusedError("the migration scripts changed since the plan was made: plan anew")
+        await _load_planned_scripts(context)
         if not await guarded.database.wait_for_migration_lock(5):
             raise TransientError("another session migrates this database right now")
         findings += await guarded.database.findings_before()
@@ -256,6 +262,7 @@ async def _backup_of(context: StepContext) -> BackupRecord | None:
 
 async def _preserve(step: Preserve, context: StepContext) -> Evidence:
     backups = context.guarded.backups
+    await _require_stopped(context)
     kept = await backups.take(
         context.run.id, PRESERVED, tables=step.tables, timeout_s=step.timeout_s, on_progress=context.progress
     )
@@ -270,6 +277,8 @@ async def _preserve(step: Preserve, context: StepContext) -> Evidence:
 async def _downgrade(step: Downgrade, context: StepContext) -> Evidence:
     guarded = context.guarded
     await _require_whole_backup(context)
+    await _load_planned_scripts(context)
+    await _require_stopped(context)
     result = await guarded.worker.downgrade(
         step.revisions,
         step.from_heads,
@@ -280,6 +289,34 @@ async def _downgrade(step: Downgrade, context: StepContext) -> Evidence:
         on_log=context.log,
     )
     return {"worker": msgspec.to_builtins(result)}
+
+
+async def _load_planned_scripts(context: StepContext) -> None:
+    """Have the worker read the very scripts that the plan was made from: live ones, or kept ones where those changed."""
+    worker, planned = context.guarded.worker, context.run.plan.scripts_sha256
+    worker.use_scripts("")
+    try:
+        if (await worker.describe()).scripts_sha256 == planned:
+            return
+    except RefusedError:
+        # The live folder may be gone or broken by now; what was kept of it is what counts.
+        pass
+    try:
+        worker.use_scripts(planned)
+    except RefusedError:
+        raise RefusedError(
+            "the migration scripts changed since the plan was made, and the planned ones weren't kept: plan anew"
+        ) from None
+    if (await worker.describe()).scripts_sha256 != planned:
+        raise RefusedError("the kept migration scripts aren't those of the plan: plan anew")
+
+
+async def _require_stopped(context: StepContext) -> None:
+    """New code is never left running on missing columns: what the plan stopped must still be stopped."""
+    if context.run.plan.stops_writes and not await context.guarded.application.is_stopped():
+        raise RefusedError(
+            "the application runs again: hold whatever starts it by itself, then ask for a rollback anew"
+        )
 
 
 async def _require_whole_backup(context: StepContext) -> None:
