@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.end_to_end.ground import Ground, Health, Project, new_database
 
 from rollbackd.demo.postgres import EmbeddedPostgres
-from tests.end_to_end.ground import Ground, Health, Project, new_database
 
 MakeGround = Callable[..., Ground]
 
@@ -16,6 +16,13 @@ MakeGround = Callable[..., Ground]
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres.start() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def newer_server() -> Iterator[EmbeddedPostgres]:
+    """A server two major versions ahead of `server` and its tools."""
+    with EmbeddedPostgres.start(major=18) as running:
         yield running
 
 
@@ -40,7 +47,7 @@ def shop_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.revision(
         "customers",
         "op.execute('CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL)')\n"
-        "op.execute(\"INSERT INTO customers SELECT n, 'customer ' || n FROM generate_series(1, 300) n\")\n"
+        "op.execute(\"INSERT INTO customers SELECT n, 'customer ' || n FROM generate_series(1, 40000) n\")\n"
         "op.execute('CREATE TABLE downgrades (revision text NOT NULL, attempt int NOT NULL)')\n"
         "op.execute('CREATE SEQUENCE attempts')",
         "op.drop_table('customers')",
@@ -55,7 +62,7 @@ def shop_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.revision(
         "visits",
         "op.execute('CREATE TABLE visits (id int PRIMARY KEY, page text)')\n"
-        "op.execute(\"INSERT INTO visits SELECT n, 'page ' || n FROM generate_series(1, 200) n\")",
+        "op.execute(\"INSERT INTO visits SELECT n, 'page ' || n FROM generate_series(1, 20000) n\")",
         note.format("visits") + "op.drop_table('visits')",
     )
     return project
@@ -74,9 +81,7 @@ def make_ground(server: EmbeddedPostgres, health: Health, tmp_path: Path) -> Ite
     """Makes one ground for a project, on an empty database or on a copy of `template`."""
     with ExitStack() as ends:
 
-        def make(
-            project: Project, template: str = "template0", on: EmbeddedPostgres | None = None
-        ) -> Ground:
+        def make(project: Project, template: str = "template0", on: EmbeddedPostgres | None = None) -> Ground:
             database = ends.enter_context(new_database(on or server, template))
             ground = Ground(tmp_path, on or server, project, health, database)
             ends.callback(ground.clean)
@@ -88,5 +93,5 @@ def make_ground(server: EmbeddedPostgres, health: Health, tmp_path: Path) -> Ite
 
 @pytest.fixture
 def shop(make_ground: MakeGround, shop_project: Project, shop_template: str) -> Ground:
-    """The shop at its head, with 300 customers and 200 visits, release 2.0 running; release 1.0 came before."""
+    """The shop at its head, with 40,000 customers and 20,000 visits, release 2.0 running; release 1.0 came before."""
     return make_ground(shop_project, shop_template)

@@ -50,7 +50,9 @@ def wait_until(happened: Callable[[], Any], what: str | Callable[[], object]) ->
     """Poll until it is true; returns what it was. `what` is waited for, or tells what is there instead."""
     until = time.monotonic() + PATIENCE_S
     while not (found := happened()):
-        assert time.monotonic() < until, f"not within {PATIENCE_S:g} s: {what if isinstance(what, str) else what()}"
+        assert time.monotonic() < until, (
+            f"not within {PATIENCE_S:g} s: {what if isinstance(what, str) else what()}"
+        )
         time.sleep(POLL_S)
     return found
 
@@ -192,7 +194,9 @@ class Ground:
 
     def place(self, user: str = "") -> str:
         """The database's URL without a password, as the configuration wants it."""
-        return f"postgresql://{user or self.server.user}@{self.server.host}:{self.server.port}/{self.database}"
+        return (
+            f"postgresql://{user or self.server.user}@{self.server.host}:{self.server.port}/{self.database}"
+        )
 
     def configure(self, **sections: Any) -> None:
         """Write the configuration; sections of the target are merged into what is there, other values replaced."""
@@ -273,7 +277,9 @@ class Ground:
 
     def scratch_databases(self) -> list[str]:
         """Scratch databases on the server; tests of one process take turns, so all of them are this ground's."""
-        return [row[0] for row in self.query("SELECT datname FROM pg_database WHERE datname LIKE 'rollbackd%'")]
+        return [
+            row[0] for row in self.query("SELECT datname FROM pg_database WHERE datname LIKE 'rollbackd%'")
+        ]
 
     def backups(self, purpose: str = "") -> list[Path]:
         """Complete backups on disk, of one purpose where it is named."""
@@ -424,7 +430,15 @@ class Ground:
         """Deploy as a CD system does: pass the gate, migrate, start, and say so."""
         said = {"version": version, "previous_version": OLD, "deployment": f"ci-{version}"}
         gate = self.rollbackd(
-            "gate", "shop", "--version", version, "--previous-version", OLD, "--deployment", f"ci-{version}", "--json"
+            "gate",
+            "shop",
+            "--version",
+            version,
+            "--previous-version",
+            OLD,
+            "--deployment",
+            f"ci-{version}",
+            "--json",
         )
         assert gate.returncode == 0, gate.stderr + gate.stdout
         assert json.loads(gate.stdout)["backup"]["level"] == 4

@@ -35,7 +35,9 @@ def die(alone: bool) -> None:
 class Executioner:
     """Hears everything that happens, and ends the process at its point."""
 
-    def __init__(self, moment: str, kind: str = "", text: str = "", delay_s: float = 0.0, alone: bool = True) -> None:
+    def __init__(
+        self, moment: str, kind: str = "", text: str = "", delay_s: float = 0.0, alone: bool = True
+    ) -> None:
         self.moment = moment
         self.kind = kind
         self.text = text

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.end_to_end.conftest import MakeGround
 from tests.end_to_end.ground import OLD, Ground, Project, wait_until
 
@@ -16,10 +15,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 # Every kind of step, in order, and how long after its intent it is in the midst of its work.
 STEPS = {
     "validate_before": 0.005,
-    "back_up": 0.1,
-    "prove_backup": 0.15,
+    "back_up": 0.04,
+    "prove_backup": 0.12,
     "stop_application": 0.1,
-    "preserve": 0.25,
+    "preserve": 0.15,
     "downgrade": 0.02,
     "validate_database": 0.005,
     "start_application": 0.1,
@@ -55,7 +54,13 @@ def kill_at(ground: Ground, point: dict[str, Any]) -> datetime:
 def kept_rows(ground: Ground, table: str) -> list[str]:
     """The rows of a table that the kept dump holds, as pg_restore writes them."""
     (kept,) = ground.backups("preserve")
-    argv = [ground.server.bin_directory / "pg_restore", "--data-only", f"--table={table}", "--file=-", kept / "tables.dump"]
+    argv = [
+        ground.server.bin_directory / "pg_restore",
+        "--data-only",
+        f"--table={table}",
+        "--file=-",
+        kept / "tables.dump",
+    ]
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     copied = text.partition("FROM stdin;\n")[2].partition("\\.\n")[0]
     return sorted(copied.splitlines())
@@ -119,7 +124,8 @@ def half_committing_shop(make_ground: MakeGround, tmp_path: Path) -> Ground:
         "halves",
         "op.create_index('ix_name', 'customers', ['name'])\n"
         "op.add_column('customers', sa.Column('nickname', sa.Text))",
-        NOTE + "with op.get_context().autocommit_block():\n    op.execute('DROP INDEX CONCURRENTLY ix_name')\n"
+        NOTE
+        + "with op.get_context().autocommit_block():\n    op.execute('DROP INDEX CONCURRENTLY ix_name')\n"
         "op.execute('SELECT pg_sleep(1)')\nop.drop_column('customers', 'nickname')",
     )
     return migrated(make_ground(project))

@@ -17,7 +17,7 @@ from rollbackd.errors import ConfigurationError
 from rollbackd.intake.authentication import prepare_secret
 from rollbackd.intake.hooks import Hook, load_hook
 from rollbackd.resources import resource
-from rollbackd.settings import Migrations, Policy, Probe, Settings, Target
+from rollbackd.settings import Migrations, Policy, Probe, SecretReference, Settings, Target
 
 DEFAULT_PATH = Path("/etc/rollbackd/rollbackd.toml")
 LoadedHooks = dict[str, tuple[Hook, tuple[bytes, ...]]]
@@ -37,27 +37,43 @@ def load_configuration(path: Path) -> Configuration:
     Raises:
         ConfigurationError: with every fault found, each with its path and what would be right.
     """
-    settings = load_settings(path)
-    return Configuration(
-        settings=settings, matrix=load_configured_matrix(settings, path.parent), folder=path.parent
-    )
+    problems: list[str] = []
+    settings = _read_settings(path, problems)
+    matrix: Matrix | None = None
+    if settings is not None:
+        try:
+            matrix = load_configured_matrix(settings, path.parent)
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems or settings is None or matrix is None:
+        raise ConfigurationError(problems)
+    return Configuration(settings=settings, matrix=matrix, folder=path.parent)
 
 
 def load_settings(path: Path) -> Settings:
     """Read the TOML alone, strictly; see `load_configuration`."""
+    problems: list[str] = []
+    settings = _read_settings(path, problems)
+    if problems or settings is None:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def _read_settings(path: Path, problems: list[str]) -> Settings | None:
+    """The settings as far as they can be made out; with problems, they are good for finding more of them alone."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError([f"{path}: can't be read: {error.strerror}"]) from None
+        problems.append(f"{path}: can't be read: {error.strerror}")
+        return None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"{path}: is no TOML: {error}"]) from None
-    problems: list[str] = []
+        problems.append(f"{path}: is no TOML: {error}")
+        return None
     settings = decode_all(document, Settings, "", problems)
-    if settings is not None:
-        problems += _cross_checks(settings)
-    if problems:
-        raise ConfigurationError(problems)
+    if settings is None:
+        return None
     assert isinstance(settings, Settings)
+    problems += _cross_checks(settings)
     return settings
 
 
@@ -102,10 +118,63 @@ def load_hooks(configuration: Configuration) -> LoadedHooks:
     return loaded
 
 
+def check_secrets(configuration: Configuration) -> None:
+    """Read every other secret that the configuration refers to, once, so that a fault shows at the start.
+
+    Raises:
+        ConfigurationError: with the path of each that isn't there, is empty or may be read by everybody.
+    """
+    references: dict[str, SecretReference | None] = {"notify.url": configuration.settings.notify.url}
+    for index, target in enumerate(configuration.settings.targets):
+        path = f"targets[{index}]"
+        references[f"{path}.database.password"] = target.database.password
+        references[f"{path}.database.backup_password"] = target.database.backup_password
+        references[f"{path}.scratch.password"] = target.scratch.password
+        for name, given in target.migrations.secret_environment.items():
+            references[f"{path}.migrations.secret_environment.{name}"] = given
+    problems: list[str] = []
+    for path, reference in references.items():
+        if reference is not None:
+            try:
+                read_secret(reference)
+            except ConfigurationError as error:
+                problems += [f"{path}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def load_parts_of(configuration: Configuration) -> LoadedHooks:
+    """Everything beside the file itself that the daemon needs: hooks and secrets, with every fault of both.
+
+    Raises:
+        ConfigurationError: with every fault.
+    """
+    problems: list[str] = []
+    hooks: LoadedHooks = {}
+    try:
+        hooks = load_hooks(configuration)
+    except ConfigurationError as error:
+        problems += error.problems
+    try:
+        check_secrets(configuration)
+    except ConfigurationError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigurationError(problems)
+    return hooks
+
+
 def _cross_checks(settings: Settings) -> list[str]:
     problems: list[str] = []
     if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", settings.server.listen):
         problems.append('server.listen: an address and a port are expected, as in "127.0.0.1:8765"')
+    elif int(settings.server.listen.rpartition(":")[2]) > 65_535:
+        problems.append("server.listen: a port is at most 65535")
+    problems += [
+        f"server.{name}: at least 1; nothing could be received"
+        for name in ("max_body_bytes", "max_waiting_deliveries", "max_connections")
+        if getattr(settings.server, name) < 1
+    ]
     for name, hook in settings.hooks.items():
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
             problems.append(f"hooks.{name}: a hook's name is part of a URL: small letters, digits, - and _")
@@ -215,13 +284,13 @@ def _probe_checks(probes: tuple[Probe, ...]) -> list[str]:
 def _url_checks(text: str, path: str) -> list[str]:
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return [f"{path}: a URL is expected, as in postgresql://role@host:5432/database"]
     if url.get_backend_name() not in ("postgresql", "postgres"):
         return [
             f"{path}: {url.get_backend_name()} isn't supported: up to now, rollbackd guards PostgreSQL alone"
         ]
-    if url.password is not None:
+    if url.password is not None or any("password" in name.lower() for name in url.query):
         return [f'{path}: holds a password; put it in a file and refer to it: password = "file:/path"']
     if not url.database or not url.username:
         return [f"{path}: role and database are needed, as in postgresql://role@host:5432/database"]

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,7 +16,7 @@ from rollbackd import __version__
 from rollbackd.adapters.metrics import Metrics
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.app.composition import Parts, compose, socket_path, store_directory
-from rollbackd.app.configuration import load_configuration, load_hooks
+from rollbackd.app.configuration import load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
 from rollbackd.errors import RollbackdError
 from rollbackd.intake.api import Api
@@ -48,7 +49,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     configuration = load_configuration(path)
-    hooks = load_hooks(configuration)
+    hooks = load_parts_of(configuration)
     settings = configuration.settings
     set_up_logs(settings.logging)
     store = await SqliteStore.open_writing(
@@ -67,10 +68,14 @@ async def serve(
     )
     api = Api(settings, store, parts.operations, parts.reporting, parts.engine, parts.pipeline, parts.clock)
 
-    async def ready() -> list[str]:
-        return [] if not stopping.is_set() else ["stopping"]
-
-    server = HttpServer(settings.server, deliveries, api, metrics.text, ready, socket_path(configuration))
+    server = HttpServer(
+        settings.server,
+        deliveries,
+        api,
+        metrics.text,
+        partial(_problems, store, stopping),
+        socket_path(configuration),
+    )
     tasks: list[asyncio.Task[None]] = []
     try:
         await parts.engine.recover()
@@ -120,6 +125,17 @@ def notify_systemd(state: str) -> None:
         notifier.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
+async def _problems(store: SqliteStore, stopping: asyncio.Event) -> list[str]:
+    """Why it isn't ready."""
+    if stopping.is_set():
+        return ["stopping"]
+    try:
+        await store.pauses()
+    except RollbackdError as error:
+        return [str(error)]
+    return []
+
+
 async def _document_all(parts: Parts) -> None:
     """Document every target once, and sweep what a crash left, a few at a time."""
     turns = asyncio.Semaphore(DOCUMENT_AT_ONCE)
@@ -149,12 +165,15 @@ async def _keep_house(parts: Parts, metrics: Metrics) -> None:
     while True:
         try:
             await parts.runs.expire()
+            await parts.runs.take_up()
             await _refresh(parts, metrics)
             if loop.time() - pruned_at >= PRUNE_EVERY_S:
                 pruned_at = loop.time()
                 await _prune(parts)
         except RollbackdError as error:
             log.warning("housekeeping_failed", error=str(error))
+        except Exception:
+            log.error("housekeeping_faulted", exc_info=True)
         await asyncio.sleep(KEEP_HOUSE_EVERY_S)
 
 

@@ -14,7 +14,8 @@ def decode_all(document: Any, kind: Any, path: str, problems: list[str]) -> Any:
     """Decode as `kind`; every fault is added to `problems` as `path: what is wrong, what would be right`.
 
     Returns:
-        The value, or None where there were faults below it.
+        The value, or None where there were faults below it; unknown keys alone don't keep a table from being looked
+        at further.
     """
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _struct(document, kind, path, problems)
@@ -44,20 +45,34 @@ def _struct(document: Any, kind: type[msgspec.Struct], path: str, problems: list
     if not isinstance(document, dict):
         problems.append(f"{path or 'the file'}: a table is expected")
         return None
-    before = len(problems)
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     values = {}
+    faults: list[str] = []
     for key, value in document.items():
         if key in fields:
-            values[key] = decode_all(value, fields[key].type, _join(path, key), problems)
+            below: list[str] = []
+            values[key] = decode_all(value, fields[key].type, _join(path, key), below)
+            problems += below
+            if below and not _whole(values[key]):
+                faults += below
             continue
         near = difflib.get_close_matches(key, fields, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(fields))}"
         problems.append(f"{_join(path, key)}: unknown key{hint}")
     for name, field in fields.items():
         if field.required and name not in document:
+            faults.append(name)
             problems.append(f"{_join(path, name)}: is required")
-    return kind(**values) if len(problems) == before else None
+    return None if faults else kind(**values)
+
+
+def _whole(value: Any) -> bool:
+    """Whether a value was decoded in all its parts."""
+    if isinstance(value, tuple):
+        return all(_whole(item) for item in value)
+    if isinstance(value, dict):
+        return all(_whole(item) for item in value.values())
+    return value is not None
 
 
 def _leaf(document: Any, kind: Any, path: str, problems: list[str]) -> Any:

@@ -320,18 +320,14 @@ def parse_body(body: bytes) -> Any:
 
 
 def _require_shallow(document: Any) -> None:
-    level = [document]
+    level = [document] if isinstance(document, dict | list) else []
     for _ in range(MOST_DEEP):
-        level = (
-            [
-                inner
-                for one in level
-                for inner in (one.values() if isinstance(one, dict) else one)
-                if isinstance(inner, dict | list)
-            ]
-            if isinstance(document, dict | list)
-            else []
-        )
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
         if not level:
             return
     raise DeliveryRefusedError(400, "malformed", f"$: nested deeper than {MOST_DEEP}")

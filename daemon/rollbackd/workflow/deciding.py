@@ -16,6 +16,7 @@ from rollbackd.core.run import UNFINISHED, RunState
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import Announcer, Clock, Store
 from rollbackd.workflow import permitting
+from rollbackd.workflow.deployments import Deployments
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
@@ -54,7 +55,8 @@ class Deciding:
         self._announcer = announcer
         self._happenings = happenings
         self._matching: dict[str, tuple[str, datetime]] = {}
-        self._said: dict[str, bytes] = {}
+        self._said: dict[str, tuple[bytes, StoredDecision]] = {}
+        self.deployments = Deployments(store)
 
     async def consider(self, deployment: Deployment, evidence: Evidence) -> bool:
         """Decide on this evidence; True when the deployment is no longer to be watched."""
@@ -89,6 +91,12 @@ class Deciding:
         self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded
     ) -> bool:
         reason = f"{decision.row}: {decision.why}"
+        for other in await self._store.unfinished_runs():
+            if other.database_key == guarded.database_key:
+                # Another target's, or one asked for by hand: one at a time on a database.
+                waits = f"refused: {other.id} is {other.state} on this database: settle it first"
+                await self._say(deployment, evidence, decision, waits)
+                return False
         try:
             plan = await self._plan(deployment, evidence, decision, guarded)
         except RollbackdError as error:
@@ -125,7 +133,7 @@ class Deciding:
             await self._store.save_decision(msgspec.structs.replace(stored, outcome=f"refused: {error}"))
             return False
         await self._store.save_decision(msgspec.structs.replace(stored, outcome="run", run=run.id))
-        await self._store.save_deployment(msgspec.structs.replace(deployment, incident=incident))
+        await self.deployments.change(deployment.id, lambda d: msgspec.structs.replace(d, incident=incident))
         return False
 
     async def _plan(
@@ -165,9 +173,10 @@ class Deciding:
             outcome=outcome,
         )
         signature = decision.row.encode() + b"\0" + outcome.encode()
-        if self._said.get(deployment.id) == signature:
-            return stored
-        self._said[deployment.id] = signature
+        said = self._said.get(deployment.id)
+        if said is not None and said[0] == signature:
+            return said[1]
+        self._said[deployment.id] = (signature, stored)
         await self._store.save_decision(stored)
         guarded = self._guarded[deployment.target]
         self._happenings.tell(
@@ -211,10 +220,17 @@ class Deciding:
         return True
 
     async def _end(self, deployment: Deployment, outcome: str) -> None:
-        ended = msgspec.structs.replace(deployment, ended_at=self._clock.now(), outcome=outcome)
-        await self._store.save_deployment(ended)
         self._matching.pop(deployment.id, None)
         self._said.pop(deployment.id, None)
+        known = await self._store.deployment(deployment.id)
+        if known is None or known.ended_at is not None:
+            # Superseded while this was decided: it has its outcome.
+            return
+        now = self._clock.now()
+        await self.deployments.change(
+            deployment.id,
+            lambda d: msgspec.structs.replace(d, ended_at=now, outcome=outcome) if d.ended_at is None else d,
+        )
         guarded = self._guarded[deployment.target]
         self._happenings.tell(
             "deployment_ended",

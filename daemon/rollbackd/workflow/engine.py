@@ -12,7 +12,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from rollbackd.core.plan import Downgrade, Step, step_text
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
-from rollbackd.errors import HeldError, NotFoundError, RollbackdError, StoreUnavailableError, TransientError
+from rollbackd.errors import (
+    HeldError,
+    NotFoundError,
+    RefusedError,
+    RollbackdError,
+    StoreUnavailableError,
+    TransientError,
+)
 from rollbackd.ports import Clock, Progress, Store
 from rollbackd.workflow import steps
 from rollbackd.workflow.guarded import Guarded
@@ -66,11 +73,19 @@ class Engine:
     async def recover(self) -> list[Run]:
         """Resume every run that was running when the last process ended."""
         unfinished = await self._store.unfinished_runs()
-        running = [run for run in unfinished if run.state is RunState.RUNNING]
+        running = [
+            run
+            for run in unfinished
+            if run.state is RunState.RUNNING and run.target in self._guarded and not self.executes(run.id)
+        ]
         for run in running:
             self._happenings.tell("run_resumed", run=run.id, target=run.target, after="restart")
             self.start(run)
         return running
+
+    def executes(self, run_id: str) -> bool:
+        """Whether this engine is at work on a run."""
+        return run_id in self._tasks
 
     async def stop(self) -> None:
         """Stop at the next boundary between steps; a step that is under way is finished, one that only reads is cut."""
@@ -91,10 +106,21 @@ class Engine:
         except StoppedError:
             self._happenings.tell("run_interrupted", run=run.id, target=run.target)
             return run
+        except FencedError as error:
+            log.warning("run_taken_over", run=run.id, target=run.target, error=str(error))
+            return run
         except StoreUnavailableError as error:
-            # Without the journal nothing may be done; the next start resumes from what is recorded.
+            # Without the journal nothing may be done; the run is taken up again once the store can be written.
             log.error("run_stopped", run=run.id, error=str(error))
             return run
+        except Exception as error:
+            # A fault of ours: stand still and say so, rather than try again and again.
+            log.error("run_faulted", run=run.id, target=run.target, exc_info=True)
+            statement = (
+                f"rollbackd met a fault of its own ({type(error).__name__}: {error}) and does nothing more; its log has the"
+                " details. Look where the database stands, then resume or abandon"
+            )
+            return await self._finish(lease, RunState.HELD, statement)
         finally:
             self.progress.pop(run_id, None)
 
@@ -108,6 +134,9 @@ class Engine:
                 await self._take(step, context, lease)
             except HeldError as error:
                 return await self._hold(lease, number, step, error)
+            except StoreUnavailableError:
+                # Not the step's fault. Without the journal nothing may be taken back either.
+                raise
             except RollbackdError as error:
                 return await self._fail(lease, number, step, error)
         return await self._finish(lease, RunState.SUCCEEDED, "")
@@ -221,6 +250,7 @@ class Engine:
 
     async def _fail(self, lease: Lease, number: int, step: Step, error: RollbackdError) -> Run:
         """Nothing was changed: take back what can be; something was: only a person can say how to go on."""
+        await self._require_lease(lease)
         reason = f"{step_text(step)}: {error}"
         done = await self._done_before(lease.run, number)
         if any(isinstance(earlier, Downgrade) for earlier in done.values()):
@@ -245,6 +275,12 @@ class Engine:
             await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, taken_back)
         return await self._finish(lease, RunState.FAILED, f"{reason}. The database is unchanged")
 
+    async def _require_lease(self, lease: Lease) -> None:
+        """Nothing is taken back by an engine that was fenced: whoever has the run now is at work on the same things."""
+        now = await self._store.run(lease.run.id)
+        if now is None or now.fence != lease.fence:
+            raise FencedError(f"{lease.run.id} was taken over by another engine")
+
     async def _done_before(self, run: Run, number: int) -> dict[int, Step]:
         """Earlier steps that were done, and the present one if it was at least begun."""
         begun = {
@@ -265,9 +301,12 @@ class Engine:
 
     async def _finish(self, lease: Lease, state: RunState, statement: str) -> Run:
         run = lease.run
-        moved = await self._store.move_run(
-            run.id, RunState.RUNNING, state, self._clock.now(), statement=statement, fence=lease.fence
-        )
+        try:
+            moved = await self._store.move_run(
+                run.id, RunState.RUNNING, state, self._clock.now(), statement=statement, fence=lease.fence
+            )
+        except RefusedError as error:
+            raise FencedError(str(error)) from None
         seconds = (self._clock.now() - (moved.started_at or moved.created_at)).total_seconds()
         self._happenings.tell(
             "run_ended",
@@ -319,7 +358,10 @@ class Engine:
         record = StepRecord(
             run=run.id, step=number, attempt=attempt, phase=phase, at=self._clock.now(), evidence=evidence
         )
-        await self._store.journal(record, lease.fence)
+        try:
+            await self._store.journal(record, lease.fence)
+        except RefusedError as error:
+            raise FencedError(str(error)) from None
         self._happenings.tell(
             "step_recorded",
             run=run.id,

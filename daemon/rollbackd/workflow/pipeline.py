@@ -61,7 +61,10 @@ class Pipeline:
     async def run(self) -> None:
         """Work until cancelled: first what was left, then what comes."""
         for deployment in await self._store.watched_deployments():
-            self._watch(deployment)
+            if deployment.target in self._guarded:
+                self._watch(deployment)
+            else:
+                log.warning("deployment_unwatched", deployment=deployment.id, target=deployment.target)
         while True:
             self._wake.clear()
             try:
@@ -101,6 +104,10 @@ class Pipeline:
                     raise
                 except RollbackdError as error:
                     outcome = f"refused: {error}"
+                except Exception as error:
+                    # A fault of ours with one event must not stop all others, now and after every start.
+                    log.error("event_faulted", delivery=queued.delivery, exc_info=True)
+                    outcome = f"fault: {type(error).__name__}; the daemon's log has the details"
                 outcomes[queued.seq] = outcome
                 self._happenings.tell(
                     "event_settled", kind=str(queued.event.kind), hook=queued.hook, outcome=outcome
@@ -129,7 +136,14 @@ class Pipeline:
             await self._signal(queued, targets)
         if not targets:
             return f"no target guards {event.service or 'an unnamed service'} in {event.environment or 'an unnamed environment'}"
-        outcomes = [await self._bring_to_bear(queued, guarded) for guarded in targets]
+        outcomes = []
+        for guarded in targets:
+            try:
+                outcomes.append(await self._bring_to_bear(queued, guarded))
+            except StoreUnavailableError:
+                raise
+            except RollbackdError as error:
+                outcomes.append(f"{guarded.name}: refused: {error}")
         return "; ".join(outcomes)
 
     async def _bring_to_bear(self, queued: QueuedEvent, guarded: Guarded) -> str:
@@ -144,7 +158,7 @@ class Pipeline:
             case EventKind.INCIDENT_OPENED | EventKind.INCIDENT_CLOSED:
                 return await self._incident(queued, guarded)
             case EventKind.APPROVAL_GRANTED | EventKind.APPROVAL_DENIED:
-                return await self._approval(event, f"hook:{queued.hook}:{event.actor}")
+                return await self._approval(event, guarded, f"hook:{queued.hook}:{event.actor}")
             case EventKind.ROLLBACK_REQUESTED:
                 self._request_rollback(queued, guarded)
                 return f"{guarded.name}: a rollback was asked for"
@@ -162,9 +176,9 @@ class Pipeline:
                     f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
                 )
             deployment = await self.begin(event, guarded, queued)
-        changed = _with_word(deployment, event, queued)
-        if changed != deployment:
-            await self._store.save_deployment(changed)
+        changed = await self._deciding.deployments.change(
+            deployment.id, lambda known: _with_word(known, event, queued)
+        )
         self._watch(changed).nudge()
         return f"{guarded.name}: {event.kind} noted for {changed.id}"
 
@@ -172,8 +186,11 @@ class Pipeline:
         """Start watching a new deployment. An older one of the target that is still watched ends as superseded."""
         for older in await self._store.watched_deployments():
             if older.target == guarded.name:
-                ended = msgspec.structs.replace(older, ended_at=self._clock.now(), outcome="superseded")
-                await self._store.save_deployment(ended)
+                ended_at = self._clock.now()
+                await self._deciding.deployments.change(
+                    older.id,
+                    lambda known: msgspec.structs.replace(known, ended_at=ended_at, outcome="superseded"),  # noqa: B023 - called at once
+                )
                 self._happenings.tell(
                     "deployment_ended",
                     deployment=older.id,
@@ -235,12 +252,12 @@ class Pipeline:
             deployment.id,
             self._guarded[deployment.target],
             self._planners[deployment.target],
-            self._store,
+            self._deciding.deployments,
             self._clock,
             self._happenings,
             self._deciding.consider,
         )
-        if deployment.ended_at is not None or deployment.target not in self._guarded:
+        if deployment.ended_at is not None:
             return watch
         task = asyncio.create_task(watch.run(), name=f"watch {deployment.id}")
         self._watches[deployment.id] = (watch, task)
@@ -253,13 +270,10 @@ class Pipeline:
             log.error(
                 "watch_died", deployment=deployment.id, target=deployment.target, exc_info=task.exception()
             )
-        if not any(self._targets_of_watches(deployment.target)):
+        if not any(watch.target == deployment.target for watch, _ in self._watches.values()):
             closing = asyncio.create_task(self._let_rest(self._guarded[deployment.target]))
             self._requests.add(closing)
             closing.add_done_callback(self._requests.discard)
-
-    def _targets_of_watches(self, target: str) -> list[str]:
-        return [task.get_name() for _, task in self._watches.values() if target in task.get_name()]
 
     async def _let_rest(self, guarded: Guarded) -> None:
         """A target at rest costs nothing: no connection, no waiting worker."""
@@ -314,7 +328,10 @@ class Pipeline:
         await self._store.save_incident(incident)
         return f"{guarded.name}: {incident.id} opened"
 
-    async def _approval(self, event: Event, actor: str) -> str:
+    async def _approval(self, event: Event, guarded: Guarded, actor: str) -> str:
+        run = await self._store.run(event.run)
+        if run is None or run.target != guarded.name:
+            return f"{guarded.name}: {event.run} is no run of it"
         if event.kind is EventKind.APPROVAL_GRANTED:
             await self._operations.approve(event.run, actor, reason=event.reason)
             return f"{event.run} approved by {actor}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import msgspec
+import structlog
 
 from rollbackd.core.gates import GateFinding, GateState, verdict
 from rollbackd.core.plan import Plan, WayBack
@@ -19,6 +20,7 @@ from rollbackd.workflow.happenings import Happenings
 AUTOMATIC = "automatic"
 MANUAL = "manual"
 OURSELVES = "rollbackd"
+log = structlog.get_logger()
 
 
 class Runs:
@@ -41,6 +43,7 @@ class Runs:
         self._happenings = happenings
         # Held here so that they aren't collected before they are done.
         self._announcing: set[asyncio.Task[None]] = set()
+        self._followed: set[str] = set()
 
     async def ask_for(  # noqa: PLR0913 - what a run's record says, each by its name
         self,
@@ -97,9 +100,18 @@ class Runs:
     async def recover(self) -> None:
         """Settle what a crash left between the store's record and the first step."""
         for run in await self._store.unfinished_runs():
-            if run.state is RunState.PLANNED:
+            if run.target not in self._guarded:
+                log.error("run_without_target", run=run.id, target=run.target, state=str(run.state))
+            elif run.state is RunState.PLANNED:
                 await self._go_on(run)
+            elif run.state is RunState.RUNNING:
+                self._start(run)
         await self.expire()
+
+    async def take_up(self) -> None:
+        """Go on with runs that stopped because the store couldn't be written."""
+        for run in await self._engine.recover():
+            self._start(run)
 
     async def _go_on(self, run: Run) -> Run:
         if run.approval_reasons:
@@ -120,7 +132,10 @@ class Runs:
 
     def _start(self, run: Run) -> None:
         task = self._engine.start(run)
-        task.add_done_callback(self._ended)
+        if run.id not in self._followed:
+            self._followed.add(run.id)
+            task.add_done_callback(self._ended)
+            task.add_done_callback(lambda _: self._followed.discard(run.id))
 
     def _ended(self, task: "asyncio.Task[Run]") -> None:
         if task.cancelled() or task.exception() is not None:
@@ -146,7 +161,8 @@ class Runs:
             RefusedError: when the run doesn't wait, the approval came too late, from the requester, or for another plan.
         """
         run = await self._waiting(run_id)
-        if actor == run.requested_by:
+        # A hook asks as `hook:cd` and approves as `hook:cd:ann`: one key, so one identity.
+        if actor == run.requested_by or actor.startswith(f"{run.requested_by}:"):
             raise RefusedError(f"{actor} asked for {run_id}, so somebody else has to approve it")
         if plan_sha256 and plan_sha256 != run.plan_sha256:
             raise RefusedError(
@@ -265,6 +281,11 @@ class Runs:
             raise NotFoundError(f"there is no run {run_id}; 'rollbackd history' lists them")
         return run
 
+    def _environment_of(self, run: Run) -> str:
+        """Empty for a target that is no longer configured: its runs can still be denied, abandoned and expire."""
+        guarded = self._guarded.get(run.target)
+        return guarded.settings.environment if guarded is not None else ""
+
     async def _move(
         self, run: Run, after: RunState, *, expected: RunState | None = None, statement: str = ""
     ) -> Run:
@@ -275,7 +296,7 @@ class Runs:
             "run_moved",
             run=run.id,
             target=run.target,
-            environment=self._guarded[run.target].settings.environment,
+            environment=self._environment_of(run),
             before=str(expected or run.state),
             after=str(after),
         )

@@ -5,6 +5,7 @@ whether it happened, however its performer died.
 """
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -184,15 +185,20 @@ async def _validate_before(step: ValidateBefore, context: StepContext) -> Eviden
         raise RefusedError(
             f"the database is at {heads_text(heads)}, the plan begins at {heads_text(step.from_heads)}: plan anew"
         )
-    findings = list(await guarded.application.readiness()) if guarded.application.can_start else []
+    looks: list[Awaitable[tuple[Finding, ...]]] = []
+    if guarded.application.can_start:
+        looks.append(guarded.application.readiness())
     if plan.downgrades:
         await _load_planned_scripts(context)
         if not await guarded.database.wait_for_migration_lock(5):
             raise TransientError("another session migrates this database right now")
-        findings += await guarded.database.findings_before()
+        looks.append(guarded.database.findings_before())
         if guarded.settings.backs_up:
-            findings += await guarded.backups.readiness()
-    document = await document_state(guarded, context.store, context.clock)
+            looks.append(guarded.backups.readiness())
+    document, found = await asyncio.gather(
+        document_state(guarded, context.store, context.clock), asyncio.gather(*looks)
+    )
+    findings = [finding for one in found for finding in one]
     failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
     if failed:
         raise RefusedError("; ".join(f"{finding.check}: {finding.text}" for finding in failed))

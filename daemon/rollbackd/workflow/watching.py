@@ -12,8 +12,9 @@ from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_pr
 from rollbackd.core.records import Deployment, StateDocument
 from rollbackd.core.schema import SchemaDifference
 from rollbackd.errors import RollbackdError
-from rollbackd.ports import Clock, Store
+from rollbackd.ports import Clock
 from rollbackd.settings import Probe
+from rollbackd.workflow.deployments import Deployments
 from rollbackd.workflow.documenting import document_state, schema_difference
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
@@ -36,15 +37,16 @@ class Watch:
         deployment_id: str,
         guarded: Guarded,
         planner: Planner,
-        store: Store,
+        deployments: Deployments,
         clock: Clock,
         happenings: Happenings,
         decide: Decide,
     ) -> None:
+        self._deployments = deployments
         self._id = deployment_id
         self._guarded = guarded
         self._planner = planner
-        self._store = store
+        self._store = deployments.store
         self._clock = clock
         self._happenings = happenings
         self._decide = decide
@@ -55,15 +57,26 @@ class Watch:
         self._planned_for: tuple[str, ...] | None = None
         self.prepared = asyncio.Event()
 
+    @property
+    def target(self) -> str:
+        """The target's name."""
+        return self._guarded.name
+
     def nudge(self) -> None:
         """Look again now."""
         self._nudged.set()
 
     async def run(self) -> None:
         """Watch until the decision says that it is over. A fault of the moment is logged and the watch goes on."""
-        await self._restore_readings()
-        await self._prepare()
-        self.prepared.set()
+        while not self.prepared.is_set():
+            try:
+                await self._restore_readings()
+                await self._prepare()
+                self.prepared.set()
+            except RollbackdError as error:
+                # Else the deployment would go unwatched, and whoever waits at the gate would wait for ever.
+                log.warning("watch_failed", deployment=self._id, target=self.target, error=str(error))
+                await asyncio.sleep(LOOK_EVERY_S)
         while True:
             self._nudged.clear()
             try:
@@ -100,10 +113,10 @@ class Watch:
         before: StateDocument = now
         if earlier is not None and set(earlier.heads) != set(now.heads):
             before = earlier
-        changed = msgspec.structs.replace(
-            await self._deployment(), heads_before=before.heads, before_document=before.id
+        await self._deployments.change(
+            self._id,
+            lambda d: msgspec.structs.replace(d, heads_before=before.heads, before_document=before.id),
         )
-        await self._store.save_deployment(changed)
         self._happenings.tell(
             "state_documented",
             deployment=self._id,
@@ -122,12 +135,12 @@ class Watch:
         except RollbackdError as error:
             log.warning("scripts_not_kept", deployment=self._id, target=self._guarded.name, error=str(error))
             return
-        deployment = await self._deployment()
-        if deployment.scripts_sha256 != digest:
-            await self._store.save_deployment(msgspec.structs.replace(deployment, scripts_sha256=digest))
+        await self._deployments.change(self._id, lambda d: msgspec.structs.replace(d, scripts_sha256=digest))
 
     async def _restore_readings(self) -> None:
-        for measurement in await self._store.measurements(self._id, MEASUREMENTS_LOOKED_AT):
+        known = await self._store.measurements(self._id, MEASUREMENTS_LOOKED_AT)
+        self._readings = {name: [] for name in self._readings}
+        for measurement in known:
             self._readings.setdefault(measurement.probe, []).append(measurement)
 
     # -- looking ------------------------------------------------------------------------------------------------------

@@ -341,7 +341,7 @@ class TargetBackups:
 
     async def readiness(self) -> tuple[Finding, ...]:
         """What check-config and the look before a run say of backups."""
-        return (await self._tools(), await self._disk(), await self._scratch(), await self._role())
+        return tuple(await asyncio.gather(self._tools(), self._disk(), self._scratch(), self._role()))
 
     def restore_commands(self, backup: BackupRecord) -> list[str]:
         """The commands that bring data back out of this backup, into a database beside the guarded one."""

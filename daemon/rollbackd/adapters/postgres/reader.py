@@ -79,6 +79,7 @@ class PostgresReader:
     async def wait_for_migration_lock(self, timeout_s: float) -> bool:
         """Wait until no session holds the migration lock; False when one still does after `timeout_s` seconds."""
         until = time.monotonic() + timeout_s
+        wait_s = 0.01
         async with self._reading() as connection:
             while True:
                 if await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
@@ -86,7 +87,8 @@ class PostgresReader:
                     return True
                 if time.monotonic() >= until:
                     return False
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, 0.2)
 
     async def findings_before(self) -> tuple[Finding, ...]:
         """What could stand in the way of a downgrade: hidden rows, long transactions, prepared transactions."""

@@ -32,6 +32,7 @@ class AlembicWorker:
         self._target = target
         self._settings = target.migrations
         self._kept = kept_scripts
+        self._ending: set[asyncio.Task[None]] = set()
         self._ready: WorkerProcess | None = None
         self._described: Described | None = None
         self._versions: Mapping[str, str] = {}
@@ -102,6 +103,7 @@ class AlembicWorker:
             elif message["type"] == "revision":
                 await on_log(f"-- downgrade {message['revision']}")
 
+        ended_well = False
         try:
             answer = await child.ask(
                 "downgrade",
@@ -116,9 +118,15 @@ class AlembicWorker:
                 statement_timeout_s=self._settings.statement_timeout,
                 lock_wait_s=LOCK_WAIT_S,
             )
+            ended_well = True
         finally:
             # An env.py may keep its connection in a pool, and with it the migration lock: both end with the child.
-            await child.close()
+            # Whoever looks at the database next waits for the lock, so nobody has to wait for the interpreter's end.
+            ending = asyncio.create_task(child.close())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            if not ended_well:
+                await ending
         return msgspec.convert(answer, DowngradeResult)
 
     async def keep_scripts(self) -> str:
@@ -134,6 +142,8 @@ class AlembicWorker:
         child, self._ready = self._ready, None
         if child is not None:
             await child.close()
+        if self._ending:
+            await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _ask(self, child: WorkerProcess, do: str, **request: Any) -> Any:
         try:
