@@ -283,11 +283,8 @@ class Ground:
 
     def backups(self, purpose: str = "") -> list[Path]:
         """Complete backups on disk, of one purpose where it is named."""
-        found = []
-        for manifest in sorted((self.folder / "backups" / "shop").glob("[!.]*/manifest.json")):
-            if purpose in ("", json.loads(manifest.read_text())["purpose"]):
-                found.append(manifest.parent)
-        return found
+        manifests = sorted((self.folder / "backups" / "shop").glob("[!.]*/manifest.json"))
+        return [m.parent for m in manifests if purpose in ("", json.loads(m.read_text())["purpose"])]
 
     def leftovers(self) -> list[str]:
         """What unfinished backups and proofs leave behind, on disk and on the server."""

@@ -143,41 +143,66 @@ def test_a_pg_dump_older_than_the_server(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB."""
-    folder = tmp_path / "disk"
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of this size."""
+    made: list[Path] = []
+
+    def make(size: str) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs the right to mount a small file system")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def tools_with(folder: Path, real: Path, before_pg_dump: str) -> str:
+    """PostgreSQL's own programs, where a shell command comes before a dump."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_disk_that_is_too_small_is_seen_before_the_backup(small: Ground, small_disk: Path) -> None:
-    """The free space and the database's size are told, and what would help."""
-    small.configure(backup={"directory": str(small_disk)})
-    said = refused(small)
-    assert "backup.disk" in said
-    assert str(small_disk) in said
-    assert "'backup.directory'" in said
-
-
-def test_a_disk_that_becomes_full_during_the_backup(small: Ground, tmp_path: Path) -> None:
-    """Whatever was written in part is removed, and the run fails with nothing changed."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
     for name in ("pg_dump", "pg_restore"):
-        program = shlex.quote(str(small.server.bin_directory / name))
-        limit = "ulimit -f 1; trap '' XFSZ; " if name == "pg_dump" else ""
-        (tools / name).write_text(f'#!/bin/sh\n{limit}exec {program} "$@"\n')
-        (tools / name).chmod(0o755)
-    small.configure(database={"binaries": str(tools)})
+        before = f'[ "$1" = --version ] || {{ {before_pg_dump}; }}\n' if name == "pg_dump" else ""
+        (folder / name).write_text(f'#!/bin/sh\n{before}exec {shlex.quote(str(real / name))} "$@"\n')
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+def test_a_disk_that_is_too_small(small: Ground, small_disk: Callable[[str], Path]) -> None:
+    """It is seen before a dump is begun: the free space and the database's size are told, and what would help."""
+    disk = small_disk("64k")
+    small.configure(backup={"directory": str(disk)})
     said = refused(small)
-    assert "File too large" in said
+    assert f"0.1 MB free at {disk}, the database takes " in said
+    assert "set 'backup.directory' elsewhere" in said
+
+
+def test_a_disk_that_becomes_full_during_the_dump(
+    small: Ground, small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The run fails with nothing changed, and what was written in part is removed."""
+    disk = small_disk("16m")
+    fill = f"cat /dev/zero > {disk}/filler 2> /dev/null"
+    small.configure(
+        backup={"directory": str(disk / "backups")},
+        database={"binaries": tools_with(tmp_path / "tools", small.server.bin_directory, fill)},
+    )
+    said = refused(small)
+    assert "No space left on device" in said
     assert "The database is unchanged" in said
-    assert small.leftovers() == []
-    assert small.backups() == []
+    assert list((disk / "backups").rglob("*")) == [disk / "backups" / "shop"]
+
+
+def test_a_dump_that_was_cut_short_while_pg_dump_reported_success(small: Ground, tmp_path: Path) -> None:
+    """A limit on the size of files that pg_dump doesn't notice: the proof does."""
+    limit = "ulimit -f 1; trap '' XFSZ"
+    small.configure(database={"binaries": tools_with(tmp_path / "tools", small.server.bin_directory, limit)})
+    said = refused(small)
+    assert said.startswith("prove the backup to L4: pg_restore ended with exit code 1")
+    assert said.endswith("The database is unchanged")
 
 
 def test_a_role_that_may_not_create_scratch_databases(small: Ground) -> None:

@@ -17,6 +17,8 @@ EXIT_CODES = {
     RunState.HELD: 3,
     RunState.AWAITING_APPROVAL: 4,
 }
+# Wide enough that no line is folded where a program reads it.
+PIPE_WIDTH = 2_000
 STATE_STYLES = {
     "succeeded": "green",
     "running": "cyan",
@@ -37,7 +39,9 @@ OUTCOME_ICONS = {
 
 def console() -> Console:
     """Standard output. Colours only on a terminal; long lines are never cut when it isn't one."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
 
 
 def show_json(document: Any) -> None:
@@ -65,7 +69,9 @@ def table(*columns: str) -> Table:
     """A table without frames, for terminals and pipes alike."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
+        # Ids must be whole to be copied; what there is no room for is cut at the end of the reasons.
+        is_long = column in ("why", "place")
+        made.add_column(column, no_wrap=True, overflow="ellipsis" if is_long else "fold")
     return made
 
 

@@ -64,7 +64,9 @@ async def status(config: Path, target: str | None, as_json: bool) -> None:
         return
     out = console()
     for one in found:
-        at = heads(one["heads"]) if one["heads"] is not None else "not documented yet"
+        at = "not documented yet"
+        if one["heads"] is not None:
+            at = f"{heads(one['heads'])}, documented {age(one['documented_at'])} ago"
         out.print(f"[bold]{safe(one['name'])}[/]  {safe(one['environment'])}  {one['mode']}  at {safe(at)}")
         if one["paused"]:
             out.print(f"  [yellow]paused by {safe(one['paused']['who'])}: {safe(one['paused']['why'])}[/]")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from rollbackd.core.events import Event, EventKind
+from rollbackd.core.events import Event
 from rollbackd.core.gates import GateFinding, Pause
 from rollbackd.core.plan import Plan
 from rollbackd.core.records import BackupRecord, Deployment, Run
@@ -27,7 +27,7 @@ ROLLED_BACK = "rolled_back"
 class Watches(Protocol):
     """The part of the pipeline that the gate needs."""
 
-    async def begin(self, event: Event, guarded: Guarded) -> Deployment: ...
+    async def find_or_begin(self, event: Event, guarded: Guarded) -> Deployment: ...
     async def prepared(self, deployment_id: str) -> None: ...
 
 
@@ -152,7 +152,7 @@ class Operations:
                 reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
                 return GateAnswer(go=False, reasons=(reason,))
             try:
-                deployment = await self._deployment_for(guarded, event, watches)
+                deployment = await watches.find_or_begin(event, guarded)
                 await watches.prepared(deployment.id)
                 documented = await self._store.deployment(deployment.id)
                 if documented is None or documented.heads_before is None:
@@ -194,14 +194,6 @@ class Operations:
             size_bytes=proved.size_bytes,
         )
         return proved
-
-    async def _deployment_for(self, guarded: Guarded, event: Event, watches: Watches) -> Deployment:
-        for known in await self._store.deployments(guarded.name, 20):
-            same_id = bool(event.deployment) and known.sender_id == event.deployment
-            same_version = not event.deployment and known.version == event.version and known.ended_at is None
-            if same_id or same_version:
-                return known
-        return await watches.begin(msgspec.structs.replace(event, kind=EventKind.DEPLOY_STARTED), guarded)
 
     async def _plan(self, guarded: Guarded, to: str, release: str) -> Plan:
         deployment = await self._last_deployment(guarded)

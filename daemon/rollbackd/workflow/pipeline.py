@@ -53,6 +53,7 @@ class Pipeline:
         self._wake = asyncio.Event()
         self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
         self._requests: set[asyncio.Task[None]] = set()
+        self._beginning: dict[str, asyncio.Lock] = {}
 
     def wake(self) -> None:
         """Something was recorded."""
@@ -169,20 +170,28 @@ class Pipeline:
 
     async def _deploy(self, queued: QueuedEvent, guarded: Guarded) -> str:
         event = queued.event
-        deployment = await self._find(event, guarded)
-        if deployment is None:
-            if event.kind is EventKind.DEPLOY_SUCCEEDED and not event.deployment and not event.version:
-                return (
-                    f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
-                )
-            deployment = await self.begin(event, guarded, queued)
+        nameless = not event.deployment and not event.version
+        if (
+            nameless
+            and event.kind is EventKind.DEPLOY_SUCCEEDED
+            and await self._newest_watched(guarded) is None
+        ):
+            return f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
+        deployment = await self.find_or_begin(event, guarded, queued)
         changed = await self._deciding.deployments.change(
             deployment.id, lambda known: _with_word(known, event, queued)
         )
         self._watch(changed).nudge()
         return f"{guarded.name}: {event.kind} noted for {changed.id}"
 
-    async def begin(self, event: Event, guarded: Guarded, queued: QueuedEvent | None = None) -> Deployment:
+    async def find_or_begin(
+        self, event: Event, guarded: Guarded, queued: QueuedEvent | None = None
+    ) -> Deployment:
+        """The deployment that an event is about; a new one where none is. The gate and the queue ask at the same time."""
+        async with self._beginning.setdefault(guarded.name, asyncio.Lock()):
+            return await self._find(event, guarded) or await self._begin(event, guarded, queued)
+
+    async def _begin(self, event: Event, guarded: Guarded, queued: QueuedEvent | None) -> Deployment:
         """Start watching a new deployment. An older one of the target that is still watched ends as superseded."""
         for older in await self._store.watched_deployments():
             if older.target == guarded.name:
@@ -229,16 +238,12 @@ class Pipeline:
             found = [d for d in recent if d.sender_id == event.deployment]
             if found or event.kind is EventKind.DEPLOY_STARTED:
                 return found[0] if found else None
-        if event.kind is EventKind.DEPLOY_STARTED:
-            return next(
-                (d for d in recent if d.version == event.version and d.ended_at is None and not d.sender_id),
-                None,
-            )
+        watched = [d for d in recent if d.ended_at is None]
         if event.version:
-            found = [d for d in recent if d.version == event.version and d.ended_at is None]
-            if found:
-                return found[0]
-        return next((d for d in recent if d.ended_at is None), None)
+            found = [d for d in watched if d.version == event.version]
+            if found or event.kind is EventKind.DEPLOY_STARTED:
+                return found[0] if found else None
+        return watched[0] if watched else None
 
     async def _newest_watched(self, guarded: Guarded) -> Deployment | None:
         watched = [d for d in await self._store.watched_deployments() if d.target == guarded.name]

@@ -409,9 +409,12 @@ class TargetBackups:
                 await connection.close(timeout=5)
         except RollbackdError as error:
             return Finding(check=check, outcome=Outcome.UNKNOWN, text=str(error))
-        text = f"{free / 1e9:.1f} GB free at {existing}, the database takes {size / 1e9:.1f} GB"
+        text = f"{free / 1e6:,.1f} MB free at {existing}, the database takes {size / 1e6:,.1f} MB"
         # A dump is mostly smaller than its database, never much larger.
-        return Finding(check=check, outcome=Outcome.PASSED if free > size else Outcome.FAILED, text=text)
+        if free > size:
+            return Finding(check=check, outcome=Outcome.PASSED, text=text)
+        advice = "free some space or set 'backup.directory' elsewhere"
+        return Finding(check=check, outcome=Outcome.FAILED, text=f"{text}: {advice}")
 
     async def _scratch(self) -> Finding:
         check = "backup.scratch"

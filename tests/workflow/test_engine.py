@@ -1,0 +1,322 @@
+"""The engine: what it does when a step fails, when the world isn't as it should be, and when it loses the run."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+
+from rollbackd.core.records import LogLine, Run, StepRecord
+from rollbackd.core.run import RunState, StepPhase
+from rollbackd.errors import PermanentError, RollbackdError, StoreUnavailableError, TransientError
+from rollbackd.workflow.engine import Engine
+from tests.workflow.conftest import MakeRig
+from tests.workflow.fakes import NEW, OLD, World
+from tests.workflow.rig import Rig
+
+
+def fails(error: Exception) -> Callable[[], None]:
+    def mishap() -> None:
+        raise error
+
+    return mishap
+
+
+async def ask(rig: Rig) -> Run:
+    """A rollback asked for by hand, of a deployment that went before."""
+    await rig.deploy()
+    return await rig.operations.roll_back("shop", to="-1", reason="it is bad", requested_by="ann")
+
+
+async def test_a_run_that_meets_no_trouble_takes_every_step_once_and_puts_the_old_release_back(
+    rig: Rig,
+) -> None:
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.SUCCEEDED
+    assert rig.world.heads == ("a",)
+    assert rig.world.running == OLD
+    phases = await rig.phases(run)
+    assert all(phases.count((step.kind, "done")) == 1 for step in run.plan.steps)
+    assert rig.world.calls.index("take preserve") > rig.world.calls.index("stop")
+
+
+async def test_a_transient_fault_is_tried_again_after_another_look(rig: Rig) -> None:
+    rig.world.mishaps = [fails(TransientError("lock not had"))]
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.SUCCEEDED
+    assert rig.world.calls.count("downgrade") == 2
+    assert ("downgrade", "failed") in await rig.phases(run)
+
+
+async def test_a_transient_fault_after_the_deed_was_done_does_not_repeat_the_deed(rig: Rig) -> None:
+    def mishap() -> None:
+        rig.world.downgrade()
+        raise TransientError("the connection was lost at the commit")
+
+    rig.world.mishaps = [mishap]
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.SUCCEEDED
+    assert rig.world.calls.count("downgrade") == 1
+
+
+@pytest.mark.parametrize("error", [PermanentError("no such column"), ValueError("a fault of ours")])
+async def test_a_permanent_fault_is_not_tried_again(rig: Rig, error: Exception) -> None:
+    rig.world.mishaps = [fails(error)]
+    await ask(rig)
+    run = await rig.ended_run()
+    assert rig.world.calls.count("downgrade") == 1
+    assert run.state is (RunState.FAILED if isinstance(error, RollbackdError) else RunState.HELD)
+    assert str(error) in run.statement
+
+
+async def test_a_downgrade_that_failed_and_left_the_database_unchanged_starts_the_application_again(
+    rig: Rig,
+) -> None:
+    rig.world.mishaps = [fails(PermanentError("no such column"))]
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.FAILED
+    assert "The database is unchanged" in run.statement
+    assert rig.world.running == NEW
+    assert ("stop_application", "undone") in await rig.phases(run)
+
+
+async def test_a_failed_backup_ends_the_run_with_nothing_stopped(rig: Rig) -> None:
+    rig.world.backup_fault = PermanentError("the disk is full")
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.FAILED
+    assert "stop" not in rig.world.calls
+    assert rig.world.heads == ("b",)
+
+
+async def test_an_application_that_cannot_be_started_again_makes_the_run_held(rig: Rig) -> None:
+    rig.world.mishaps = [fails(PermanentError("no such column"))]
+    rig.world.start_fault = PermanentError("exit 1")
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.HELD
+    assert "taking back" in run.statement
+
+
+async def test_a_fault_after_the_downgrade_makes_the_run_held_and_takes_nothing_back(rig: Rig) -> None:
+    rig.world.start_fault = PermanentError("exit 1")
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.HELD
+    assert "the database was downgraded" in run.statement
+    assert f"start {NEW}" not in rig.world.calls
+
+
+def half_done(world: World) -> Callable[[], None]:
+    def mishap() -> None:
+        world.tables = {"a"}
+        raise PermanentError("the second statement failed")
+
+    return mishap
+
+
+async def test_a_database_that_is_neither_here_nor_there_makes_the_run_held_until_a_person_has_settled_it(
+    rig: Rig,
+) -> None:
+    rig.world.mishaps = [half_done(rig.world)]
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.HELD
+    assert "the schema has changed" in run.statement
+    await rig.operations.resume(run.id, "bob")
+    held_again = await rig.ended_run()
+    assert held_again.state is RunState.HELD
+    assert rig.world.calls.count("downgrade") == 1
+    rig.world.downgrade()
+    await rig.operations.resume(run.id, "bob")
+    assert (await rig.ended_run()).state is RunState.SUCCEEDED
+    assert rig.world.calls.count("downgrade") == 1
+
+
+async def test_a_stamp_that_moved_without_its_schema_is_not_believed(rig: Rig) -> None:
+    def mishap() -> None:
+        rig.world.heads = ("a",)
+
+    rig.world.mishaps = [mishap]
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.HELD
+    assert "changes are missing" in run.statement
+
+
+async def test_a_backup_that_is_gone_before_the_downgrade_stops_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application = rig.guarded["shop"].application
+    stop = application.stop
+
+    async def stop_and_lose_the_backup() -> None:
+        await stop()
+        rig.world.backups.clear()
+
+    monkeypatch.setattr(application, "stop", stop_and_lose_the_backup)
+    monkeypatch.setattr(rig.world, "statements", ("ALTER TABLE a ADD COLUMN c int",))
+    await ask(rig)
+    run = await rig.ended_run()
+    assert run.state is RunState.FAILED
+    assert "the backup isn't whole" in run.statement
+    assert "downgrade" not in rig.world.calls
+
+
+class Broken:
+    """The store's journal, failing while it is told to."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
+        self.is_broken = False
+        self._journal = rig.store.journal
+        self._rig, self._after = rig, after
+        monkeypatch.setattr(rig.store, "journal", self.journal)
+
+    async def journal(self, record: StepRecord, fence: int) -> None:
+        if self.is_broken:
+            raise StoreUnavailableError("the disk is full")
+        await self._journal(record, fence)
+        run = await self._rig.store.run(record.run)
+        assert run is not None
+        if (run.plan.steps[record.step].kind, record.phase) == (self._after, StepPhase.DONE):
+            self.is_broken = True
+
+
+async def test_a_store_that_fails_in_the_middle_stops_the_run_without_another_act_and_the_run_goes_on_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Broken(rig, monkeypatch, "stop_application")
+    run = await ask(rig)
+    await rig.until(lambda: broken.is_broken and not rig.engine.executes(run.id))
+    assert rig.world.running == "", "nothing may be started again: nobody could record that it was"
+    assert "downgrade" not in rig.world.calls
+    known = await rig.store.run(run.id)
+    assert known is not None
+    assert known.state is RunState.RUNNING
+    broken.is_broken = False
+    monkeypatch.setattr(rig.store, "journal", broken._journal)
+    await rig.runs.take_up()
+    assert (await rig.ended_run()).state is RunState.SUCCEEDED
+    assert rig.world.calls.count("stop") == 1
+    await rig.until(lambda: "run_succeeded" in [name for name, _ in rig.announcer.announced])
+
+
+async def test_an_engine_that_lost_the_run_neither_writes_nor_acts_any_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application = rig.guarded["shop"].application
+    stop = application.stop
+
+    async def stop_while_another_takes_over() -> None:
+        await stop()
+        await rig.store.take_lease(run.id)
+
+    monkeypatch.setattr(application, "stop", stop_while_another_takes_over)
+    run = await ask(rig)
+    await rig.until(lambda: "stop" in rig.world.calls and not rig.engine.executes(run.id))
+    assert [c for c in rig.world.calls if c.startswith(("start", "downgrade"))] == []
+    known = await rig.store.run(run.id)
+    assert known is not None
+    assert known.state is RunState.RUNNING
+    assert ("stop_application", "done") not in await rig.phases(known)
+
+
+async def test_a_fenced_engine_does_not_take_back_what_the_other_needs(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application = rig.guarded["shop"].application
+    looked = application.is_stopped
+
+    async def fail_to_look_once_it_is_stopped() -> bool:
+        if rig.world.running == "":
+            await rig.store.take_lease(run.id)
+            raise PermanentError("the look failed")
+        return await looked()
+
+    monkeypatch.setattr(application, "is_stopped", fail_to_look_once_it_is_stopped)
+    run = await ask(rig)
+    await rig.until(lambda: "stop" in rig.world.calls and not rig.engine.executes(run.id))
+    assert [c for c in rig.world.calls if c.startswith("start")] == []
+
+
+async def test_a_second_engine_on_the_same_run_stops_the_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    backups = rig.guarded["shop"].backups
+    take = backups.take
+
+    async def slowly(*args: object, **options: object) -> object:
+        entered.set()
+        await go_on.wait()
+        return await take(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backups, "take", slowly)
+    run = await ask(rig)
+    await entered.wait()
+    second = Engine(rig.store, rig.clock, rig.guarded, rig.happenings)
+    monkeypatch.setattr(backups, "take", take)
+    finished = await second.start(run)
+    assert finished.state is RunState.SUCCEEDED
+    go_on.set()
+    await rig.until(lambda: not rig.engine.executes(run.id))
+    assert rig.world.calls.count("downgrade") == 1
+    assert rig.world.running == OLD
+
+
+async def test_a_log_line_that_cannot_be_stored_stops_the_run(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(lines: list[LogLine]) -> None:
+        raise StoreUnavailableError("the disk is full")
+
+    monkeypatch.setattr(rig.store, "log", full)
+    run = await ask(rig)
+    await rig.until(lambda: "downgrade" in rig.world.calls and not rig.engine.executes(run.id))
+    assert (await rig.store.unfinished_runs())[0].state is RunState.RUNNING
+    assert rig.world.running == ""
+
+
+@pytest.mark.parametrize("kind", ["back_up", "stop_application", "downgrade", "start_application"])
+async def test_a_restart_goes_on_with_the_stored_plan_and_repeats_nothing(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    rig = await make_rig()
+    broken = Broken(rig, monkeypatch, kind)
+    run = await ask(rig)
+    await rig.until(lambda: broken.is_broken and not rig.engine.executes(run.id))
+    await rig.stop()
+    monkeypatch.setattr(rig.store, "journal", broken._journal)
+    rig.wire()
+    await rig.start()
+    assert (await rig.ended_run()).state is RunState.SUCCEEDED
+    assert [rig.world.calls.count(c) for c in ("take rollback", "stop", "downgrade", f"start {OLD}")] == [
+        1,
+        1,
+        1,
+        1,
+    ]
+    await rig.until(lambda: "run_succeeded" in [name for name, _ in rig.announcer.announced])
+
+
+async def test_a_run_of_a_target_that_is_no_longer_configured_leaves_the_others_alone(
+    make_rig: MakeRig, tmp_path: object
+) -> None:
+    rig = await make_rig()
+    rig.guarded["shop"].application.world.mishaps = [half_done(rig.world)]  # type: ignore[attr-defined]
+    run = await ask(rig)
+    await rig.ended_run()
+    await rig.stop()
+    with sqlite3.connect(str(tmp_path) + "/store/rollbackd.sqlite") as connection:
+        connection.execute(
+            'UPDATE run SET body = CAST(replace(body, \'"state":"held"\', \'"state":"running"\') AS BLOB)'
+        )
+    rig.guarded.clear()
+    rig.wire()
+    await rig.start()
+    assert [r.state for r in await rig.store.unfinished_runs()] == [RunState.RUNNING]
+    assert not rig.engine.executes(run.id)
