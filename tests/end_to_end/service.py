@@ -5,11 +5,12 @@
 Every stop and start is noted in FOLDER/commands. Each takes a moment, so that it can be interrupted.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
 
-MOMENT_S = 0.2
+MOMENT_S = float(os.environ.get("MOMENT_S", "0.2"))
 
 
 def main(folder: Path, command: str, version: str = "") -> bool:

@@ -8,11 +8,13 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 
 from rollbackd.adapters.probes import HttpProber
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.app.composition import Parts, compose, guard_all, socket_path, store_directory
 from rollbackd.app.configuration import Configuration, load_configuration
+from rollbackd.app.logs import set_up_logs
 from rollbackd.errors import (
     AwaitingApprovalError,
     HeldError,
@@ -98,6 +100,7 @@ def daemon_client(configuration: Configuration) -> DaemonClient:
 @asynccontextmanager
 async def guarding(configuration: Configuration) -> AsyncIterator[dict[str, Guarded]]:
     """The targets with their ports and no store: enough to look at them, beside a running daemon or without."""
+    _log_faults_alone(configuration)
     prober = HttpProber()
     guarded = guard_all(configuration, prober)
     try:
@@ -135,6 +138,7 @@ async def drop_token(path: Path, name: str) -> None:
 async def reading(path: Path) -> AsyncIterator[tuple[Configuration, SqliteStore, Reporting]]:
     """The store, read-only, beside whoever writes."""
     configuration = load_configuration(path)
+    _log_faults_alone(configuration)
     store = await SqliteStore.open_reading(store_directory(configuration))
     try:
         parts = compose(configuration, store, Happenings())
@@ -151,6 +155,7 @@ async def working(path: Path, listener: Listener | None = None) -> AsyncIterator
         RefusedError: when a daemon (or another command) holds the store.
     """
     configuration = load_configuration(path)
+    _log_faults_alone(configuration)
     store = await SqliteStore.open_writing(store_directory(configuration))
     happenings = Happenings()
     if listener is not None:
@@ -161,3 +166,8 @@ async def working(path: Path, listener: Listener | None = None) -> AsyncIterator
     finally:
         await parts.engine.stop()
         await parts.close()
+
+
+def _log_faults_alone(configuration: Configuration) -> None:
+    """A command shows what happens by itself, and its standard output belongs to whoever reads it."""
+    set_up_logs(msgspec.structs.replace(configuration.settings.logging, level="warning"))

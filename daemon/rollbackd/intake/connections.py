@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from rollbackd.errors import DeliveryRefusedError
@@ -123,6 +124,11 @@ class ImpatientHandler(RequestHandler):
         if self._answering is not None:
             self._answering.cancel()
             self._answering = None
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Not what is no HTTP: a stranger would fill the log with tracebacks that quote him. He gets his 400."""
+        if not isinstance(kw.get("exc_info"), HttpProcessingError):
+            super().log_exception(*args, **kw)
 
     def _cut(self) -> None:
         self._deadline = None

@@ -1,6 +1,7 @@
 """The port `Backups` for one target: pg_dump tied to a counted snapshot, or a reference to somebody else's backup."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -90,9 +91,7 @@ class TargetBackups:
         except asyncpg.PostgresError as error:
             raise PermanentError(f"the backup of {self._place.text()} failed: {error}") from None
         except OSError as error:
-            raise PermanentError(
-                f"the backup can't be written to {partial}: {error.strerror or error}"
-            ) from None
+            raise _disk_fault(f"the backup can't be written to {partial}", error) from None
         finally:
             if partial.exists() and not pg_tools.is_in_use(partial):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -201,8 +200,8 @@ class TargetBackups:
         pg_restore = pg_tools.find_tool("pg_restore", self._target.database.binaries)
         work = folder / ".proof"
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(mode=0o700)
         try:
+            work.mkdir(mode=0o700)
             with pg_tools.hold(work) as lock:
                 for dump in files.dumps(folder):
                     argv = [str(pg_restore), "--file=/dev/null", str(dump)]
@@ -216,6 +215,8 @@ class TargetBackups:
                         4,
                         "restored into scratch; heads and the rows of every table equal its own snapshot's",
                     )
+        except OSError as error:
+            raise _disk_fault(f"the backup {backup.id} can't be proved in {folder}", error) from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
         estimates = [count.table for count in backup.counts if not count.exact]
@@ -225,7 +226,10 @@ class TargetBackups:
                 f"restored into scratch; {len(estimates)} tables weren't counted exactly when it was taken",
             )
         proof = files.Proof(level=proved, at=self._clock.now(), text=text)
-        await asyncio.to_thread(files.write_durably, folder / files.PROOF, msgspec.json.encode(proof))
+        try:
+            await asyncio.to_thread(files.write_durably, folder / files.PROOF, msgspec.json.encode(proof))
+        except OSError as error:
+            raise _disk_fault(f"the proof of the backup can't be written to {folder}", error) from None
         if proved < min(level, 4):
             raise PermanentError(
                 f"the backup {backup.id} is proved to L{proved} and no further: {len(estimates)} tables, such as {estimates[0]},"
@@ -560,6 +564,11 @@ class _Waiters:
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close(timeout=5)
+
+
+def _disk_fault(what: str, error: OSError) -> PermanentError:
+    advice = "; free some space or set 'backup.directory' elsewhere" if error.errno == errno.ENOSPC else ""
+    return PermanentError(f"{what}: {error.strerror or error}{advice}")
 
 
 async def _resolve(connection: asyncpg.Connection, tables: tuple[str, ...]) -> list[tuple[str, str]]:

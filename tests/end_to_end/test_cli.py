@@ -1,0 +1,417 @@
+"""The command line as people and CD systems meet it: help, exit codes, JSON, prompts, and what each command does."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.end_to_end.conftest import MakeGround
+from tests.end_to_end.ground import NEW, OLD, Ground, Project, environment, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+# Every command and the options that its help names.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "serve": (),
+    "check-config": ("--offline", "--json"),
+    "tokens create": ("--role",),
+    "tokens revoke": (),
+    "tokens list": ("--json",),
+    "demo": ("--scenario", "--all", "--json"),
+    "status": ("--json",),
+    "history": ("--limit", "--json"),
+    "explain": ("--json",),
+    "report": ("--format", "--output"),
+    "plan": ("--to", "--release", "--sql", "--json"),
+    "rollback": ("--to", "--reason", "--incident", "--release", "--yes", "--sql", "--no-wait", "--json"),
+    "approve": ("--reason", "--plan", "--json"),
+    "deny": ("--reason", "--json"),
+    "resume": ("--json",),
+    "abandon": ("--reason", "--json"),
+    "gate": ("--version", "--previous-version", "--deployment", "--to-revision", "--json"),
+    "pause": ("--reason", "--for"),
+    "unpause": (),
+    "backups list": ("--json",),
+    "backups verify": ("--level",),
+    "backups prune": (),
+}
+ROLLBACK = ("rollback", "shop", "--to", "customers", "--reason", "checkout is down", "--release", OLD)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said of its failure: one line, and never a traceback."""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rollbackd: ")
+    return line.removeprefix("rollbackd: ")
+
+
+# -- help and usage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does_and_takes(command: str) -> None:
+    """A sentence, and each option with its meaning or its name alone; no configuration is needed for that."""
+    from click.testing import CliRunner
+
+    from rollbackd.cli.main import commands
+
+    shown = CliRunner().invoke(commands, [*command.split(), "--help"])
+    assert shown.exit_code == 0
+    assert f"{command} [OPTIONS]" in shown.output
+    named = [w for line in shown.output.splitlines() for w in line.split()[:1] if w.startswith("--")]
+    assert tuple(named) == COMMANDS[command]
+    assert shown.output.partition("\n\n")[2].strip().partition(".")[0].strip()
+
+
+def test_the_list_of_commands_above_is_whole() -> None:
+    """A command that is added has its help tried too."""
+    from click import Group
+
+    from rollbackd.cli.main import COMMANDS as THERE
+    from rollbackd.cli.main import commands
+
+    found = set()
+    for name in THERE:
+        command = commands.get_command(None, name)  # type: ignore[arg-type]
+        found |= {f"{name} {sub}" for sub in command.commands} if isinstance(command, Group) else {name}
+    assert found == set(COMMANDS)
+
+
+def test_the_configuration_may_be_named_by_the_environment(shop: Ground) -> None:
+    """As the help says: $ROLLBACKD_CONFIG, where --config isn't given."""
+    argv = ["python", "-m", "rollbackd", "check-config", "--offline"]
+    done = subprocess.run(
+        argv,
+        env={**environment(), "ROLLBACKD_CONFIG": str(shop.config)},
+        executable=shop.project.python,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"{shop.config}: 1 targets" in done.stdout
+
+
+# -- exit codes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("rollback", "shop"),
+        ("no-such-command",),
+        ("history", "--limit", "0"),
+        ("pause", "--reason", "why", "--for", "soon"),
+        ("report", "run-1", "--format", "pdf"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(shop: Ground, argv: tuple[str, ...]) -> None:
+    """And says what was wrong, on stderr."""
+    done = shop.rollbackd(*argv)
+    assert done.returncode == 2
+    assert done.stderr.strip()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_configuration_exits_with_78_and_names_every_problem(shop: Ground) -> None:
+    """Each with its path and what would be right, in one go."""
+    shop.configure(
+        database={"url": "mysql://root@localhost/shop"}, policy={"backup_level": 9, "mod": "automatic"}
+    )
+    done = shop.rollbackd("check-config", "--offline")
+    assert done.returncode == 78
+    assert "targets[0].policy" in done.stderr
+    assert "mod" in done.stderr
+    shop.target["policy"].pop("mod")
+    shop.configure()
+    done = shop.rollbackd("serve")
+    assert done.returncode == 78
+    assert "targets[0].database.url: mysql isn't supported" in done.stderr
+    assert "targets[0].policy.backup_level: from 0 to 5" in done.stderr
+
+
+def test_a_held_run_exits_with_3_and_can_be_resumed_or_abandoned(shop: Ground) -> None:
+    """A check of the owner's own fails after the downgrade; the report of the run says so."""
+    shop.configure(checks=[{"name": "never", "sql": "SELECT name FROM customers LIMIT 1"}])
+    done = shop.rollbackd(*ROLLBACK, "--yes", "--json")
+    assert done.returncode == 3
+    run = json.loads(done.stdout)
+    assert run["state"] == "held"
+    assert "own:never: 1 rows, and there should be none" in run["statement"]
+    assert shop.heads() == ["customers"]
+
+    assert shop.rollbackd("resume", run["id"]).returncode == 3
+    assert "own:never" in shop.rollbackd("report", run["id"]).stdout
+    abandoned = shop.rollbackd("abandon", run["id"], "--reason", "by hand", "--json")
+    assert abandoned.returncode == 0
+    assert json.loads(abandoned.stdout)["state"] == "abandoned"
+    assert shop.rows("downgrades", "attempt") == [(1,), (2,)]
+
+
+def test_an_approval_is_awaited_with_4_and_denied_or_given(shop: Ground) -> None:
+    """`local` can't approve what `local` asked for; denying is everybody's."""
+    shop.configure(policy={"approval_required": True})
+    asked = shop.rollbackd(*ROLLBACK, "--yes", "--json")
+    assert asked.returncode == 4
+    run = json.loads(asked.stdout)
+    assert run["state"] == "awaiting_approval"
+    own = shop.rollbackd("approve", run["id"])
+    assert own.returncode == 1
+    assert "somebody else has to approve it" in last_line(own)
+    denied = shop.rollbackd("deny", run["id"], "--reason", "not now", "--json")
+    assert denied.returncode == 0
+    assert json.loads(denied.stdout)["statement"] == "denied by local:root: not now"
+    assert shop.heads() == ["visits"]
+
+    shop.start()
+    token = shop.rollbackd("tokens", "create", "ci", "--role", "operate").stdout.strip()
+    body = {"target": "shop", "to": "customers", "reason": "why", "release": OLD}
+    run = shop.ask("POST", "/api/v1/rollbacks", body, token=token)[1]
+    approved = shop.rollbackd("approve", run["id"], "--plan", run["plan_sha256"])
+    assert approved.returncode == 0, approved.stderr
+    assert shop.heads() == ["customers"]
+
+
+@pytest.mark.parametrize(
+    "argv", [("plan", "nobody"), ("status", "nobody"), ("report", "run-0"), ("explain", "x")]
+)
+def test_what_isnt_there_exits_with_1_and_names_it(shop: Ground, argv: tuple[str, str]) -> None:
+    """A target, a run, a decision."""
+    assert shop.rollbackd("pause", "--reason", "so that there is a store").returncode == 0
+    done = shop.rollbackd(*argv)
+    assert done.returncode == 1
+    assert argv[1] in last_line(done)
+
+
+# -- rolling back ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_and_a_dry_run_change_nothing_and_their_sql_is_the_downgrade(shop: Ground) -> None:
+    """The statements of `--sql`, run by hand, lead to the very schema that is wanted."""
+    before = shop.world()
+    dry = shop.rollbackd(*ROLLBACK, "--sql")
+    planned = shop.rollbackd("plan", "shop", "--to", "customers", "--release", OLD, "--sql")
+    assert dry.returncode == planned.returncode == 0
+    assert dry.stdout == planned.stdout
+    assert shop.world() == before
+    assert shop.rollbackd("history", "--json").stdout.strip() == "[]"
+
+    shop.query(dry.stdout)
+    assert {(table, column) for _, table, column, *_ in shop.world()["columns"]} == {
+        ("alembic_version", "version_num"),
+        ("customers", "id"),
+        ("customers", "name"),
+        ("downgrades", "attempt"),
+        ("downgrades", "revision"),
+    }
+
+
+def test_without_a_daemon_a_rollback_is_done_here_and_followed(shop: Ground) -> None:
+    """With --yes nothing is asked; each step is shown, and the last line names the report."""
+    customers = shop.rows("customers", "id, name")
+    done = shop.rollbackd(*ROLLBACK, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["done", "downgrade"] in lines
+    assert lines[-1][:3] == ["report:", "rollbackd", "report"]
+    assert "status: **succeeded**" in shop.rollbackd("report", lines[-1][-1]).stdout.lower()
+    assert shop.rows("customers") == customers
+    assert shop.running() == OLD
+
+
+def test_two_never_work_on_one_store(shop: Ground) -> None:
+    """A command that can't find the daemon's socket finds its lock: nothing is done beside it."""
+    shop.start()
+    (shop.folder / "store" / "rollbackd.sock").unlink()
+    before = shop.world()
+    done = shop.rollbackd(*ROLLBACK, "--yes")
+    assert done.returncode == 1
+    assert str(shop.folder / "store") in last_line(done)
+    assert shop.world() == before
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "found"),
+    [
+        ("y\ny\nshop\n", 0, "succeeded"),
+        ("y\nn\n", 1, "nothing was done"),
+        ("y\ny\nshopp\n", 1, "the name doesn't fit; nothing was done"),
+        ("", 130, "stopped"),
+    ],
+    ids=["all answered", "a point isn't met", "another target's name", "nobody answers"],
+)
+def test_the_checklist_is_answered_point_by_point(shop: Ground, answers: str, code: int, found: str) -> None:
+    """Without --yes: who was told, what is destroyed, the target's name; anything else stops with nothing done."""
+    done = shop.rollbackd(*ROLLBACK, stdin=answers)
+    assert done.returncode == code, done.stderr
+    assert "Have you told the people who use it?" in done.stdout
+    assert found in done.stdout + done.stderr
+    assert shop.heads() == (["customers"] if code == 0 else ["visits"])
+    assert shop.running() == (OLD if code == 0 else NEW)
+
+
+def test_through_the_daemon_a_rollback_is_followed_too(shop: Ground) -> None:
+    """The daemon does it; the command shows its steps and exits with its outcome."""
+    shop.start()
+    done = shop.rollbackd(*ROLLBACK, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "done    start 1.0" in done.stdout
+    assert shop.heads() == ["customers"]
+    quick = shop.rollbackd(*ROLLBACK, "--yes", "--no-wait")
+    assert quick.returncode == 1
+    assert "the database is at customers already" in last_line(quick)
+
+
+# -- looking back ------------------------------------------------------------------------------------------------------
+
+
+def test_what_happened_can_be_read_from_the_store(make_ground: MakeGround, tmp_path: Path) -> None:
+    """After an automatic rollback: status, history, explain, report, backups, as text and as JSON, daemon or not."""
+    project = Project(tmp_path / "project")
+    project.revision("first", "op.create_table('t', sa.Column('id', sa.Integer))", "op.drop_table('t')")
+    project.revision("second", "op.add_column('t', sa.Column('c', sa.Text))", "op.drop_column('t', 'c')")
+    ground = make_ground(project)
+    project.alembic(ground.url(), "upgrade", "first")
+    ground.runs_version(OLD)
+    ground.start()
+    (ground.service / "broken").write_text(NEW)
+    ground.deploy()
+    run = ground.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+
+    def read(*argv: str) -> Any:
+        done = ground.rollbackd(*argv)
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout) if "json" in argv[-1] else done.stdout
+
+    for _ in ("beside the daemon", "without it"):
+        (status,) = read("status", "--json")
+        assert (status["name"], status["run"]["id"]) == ("shop", run["id"])
+        assert {step["phase"] for step in status["steps"]} == {"done"}
+        assert run["id"] in read("status")
+
+        history = read("history", "shop", "--json")
+        assert {run["id"], run["decision"]} <= {row["id"] for row in history}
+        assert run["id"] in read("history")
+
+        explained = read("explain", run["id"], "--json")
+        assert explained["decision"]["row"] == "application-fails-after-good-migration"
+        assert explained["inputs"]["heads_before"] == ["first"]
+        text = read("explain", run["decision"])
+        assert "roll_back_with_deployment by row application-fails-after-good-migration" in text
+        assert all(f"gate {gate}" in text for gate in ("backup", "data_loss", "approval"))
+
+        report = read("report", run["id"], "--format", "json")
+        assert report["status"] == "succeeded"
+        assert run["id"] in read("report", run["id"])
+        backups = read("backups", "list", "--json")
+        assert {b["purpose"] for b in backups} == {"gate", "rollback", "preserve"}
+        ground.stop()
+    verified = ground.rollbackd("backups", "verify", backups[0]["id"])
+    assert verified.returncode == 0, verified.stderr
+    written = tmp_path / "report.md"
+    assert ground.rollbackd("report", run["id"], "--output", str(written)).returncode == 0
+    assert run["id"] in written.read_text()
+
+
+def test_check_config_tries_everything_and_prints_json(shop: Ground) -> None:
+    """Database, roles, interpreter, tools and commands, each by name; a program that is missing fails it."""
+    done = shop.rollbackd("check-config", "--json")
+    assert done.returncode == 0, done.stdout
+    checks = {finding["check"]: finding["outcome"] for finding in json.loads(done.stdout)["shop"]}
+    assert {"database", "migrations", "backup.tools", "backup.disk", "deployment.stop"} <= set(checks)
+    assert set(checks.values()) <= {"passed", "warned"}
+
+    shop.target["deployment"]["stop"]["command"] = ["/nowhere/stop"]
+    shop.configure()
+    done = shop.rollbackd("check-config")
+    assert done.returncode == 1
+    assert "/nowhere/stop isn't an executable here" in done.stdout
+
+
+# -- tokens, pauses, signals -------------------------------------------------------------------------------------------
+
+
+def test_a_token_works_until_it_is_revoked_and_for_its_roles_alone(shop: Ground) -> None:
+    """Made without a daemon, revoked through it; its secret is printed once and never again."""
+    token = shop.rollbackd("tokens", "create", "reader", "--role", "read").stdout.strip()
+    shop.start()
+    assert shop.ask("GET", "/api/v1/targets", token=token)[0] == 200
+    assert shop.ask("POST", "/api/v1/pause", {"reason": "why"}, token=token)[0] == 403
+    listed = shop.rollbackd("tokens", "list", "--json").stdout
+    assert json.loads(listed)[0]["roles"] == ["read"]
+    assert token not in listed
+
+    assert shop.rollbackd("tokens", "revoke", "reader").returncode == 0
+    assert shop.ask("GET", "/api/v1/targets", token=token)[0] == 401
+    again = shop.rollbackd("tokens", "revoke", "reader")
+    assert again.returncode == 1
+    assert "there is no token reader" in last_line(again)
+
+
+def test_a_pause_stops_automation_and_not_people(make_ground: MakeGround, tmp_path: Path) -> None:
+    """While paused a bad deploy is recorded and left; a person rolls it back all the same."""
+    ground = paused_with_a_bad_deploy(make_ground, tmp_path)
+    assert "paused by local:root: maintenance" in ground.rollbackd("status").stdout
+    assert ground.ask("GET", "/api/v1/runs")[1] == []
+    done = ground.rollbackd("rollback", "shop", "--to", "first", "--reason", "checkout is down", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ground.heads() == ["first"]
+    assert ground.running() == OLD
+
+
+def test_an_unpause_lets_automation_go_on(make_ground: MakeGround, tmp_path: Path) -> None:
+    """The deploy that was left alone is decided on anew."""
+    ground = paused_with_a_bad_deploy(make_ground, tmp_path)
+    assert "automation goes on" in ground.rollbackd("unpause").stdout
+    run = ground.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert ground.heads() == ["first"]
+    assert "nothing was paused" in ground.rollbackd("unpause").stdout
+
+
+def paused_with_a_bad_deploy(make_ground: MakeGround, folder: Path) -> Ground:
+    project = Project(folder / "project")
+    project.revision("first", "op.create_table('t', sa.Column('id', sa.Integer))", "op.drop_table('t')")
+    project.revision("second", "op.add_column('t', sa.Column('c', sa.Text))", "op.drop_column('t', 'c')")
+    ground = make_ground(project)
+    project.alembic(ground.url(), "upgrade", "first")
+    ground.runs_version(OLD)
+    ground.start()
+    assert ground.rollbackd("pause", "--reason", "maintenance", "--for", "2h").returncode == 0
+    (ground.service / "broken").write_text(NEW)
+    ground.deploy()
+
+    def refused() -> bool:
+        decisions = ground.ask("GET", "/api/v1/decisions")[1]
+        return any("paused automation" in d["outcome"] for d in decisions)
+
+    wait_until(refused, ground.words)
+    assert ground.heads() == ["second"]
+    return ground
+
+
+def test_sigterm_lets_a_step_finish_and_the_next_start_goes_on(shop: Ground) -> None:
+    """The step under way is finished, the next isn't begun, the daemon ends with 0; then the run goes on from there."""
+    shop.configure(deployment={"environment": {"MOMENT_S": "2"}})
+    daemon = shop.start()
+    shop.ask_rollback("customers")
+    wait_until(lambda: shop.commands() == ["stop"], shop.words)
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(60) == 0
+    assert shop.running() == ""
+    (status,) = json.loads(shop.rollbackd("status", "--json").stdout)
+    assert status["run"]["state"] == "running"
+    phases = [step["phase"] for step in status["steps"]]
+    assert phases == ["done"] * 4 + ["waiting"] * 6
+
+    shop.configure(deployment={"environment": {}})
+    shop.start()
+    run = shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert shop.commands() == ["stop", f"start {OLD}"]
+    assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]

@@ -1,0 +1,36 @@
+"""A house for each test: the server, its store and its keys."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from rollbackd.intake.connections import Deadlines
+from tests.intake.house import House, build
+from tests.workflow.rig import Rig, a_target, open_store
+
+MakeHouse = Callable[..., Awaitable[House]]
+
+
+@pytest.fixture
+async def make_house(tmp_path: Path) -> AsyncIterator[MakeHouse]:
+    made: list[House] = []
+
+    async def make(deadlines: Deadlines = Deadlines(), **server: object) -> House:  # noqa: B008 - frozen
+        rig = Rig(await open_store(tmp_path), (a_target(),))
+        house = await build(rig, tmp_path, deadlines, **server)
+        made.append(house)
+        return house
+
+    yield make
+    for house in made:
+        await house.session.close()
+        await house.local.close()
+        await house.server.stop()
+        await house.rig.stop()
+        await house.store.close()
+
+
+@pytest.fixture
+async def house(make_house: MakeHouse) -> House:
+    return await make_house()
