@@ -36,10 +36,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Server(Section, frozen=True, kw_only=True):
-    """Where the daemon listens. `public_url` is what reports and messages link to."""
+    """Where the daemon listens, and how much it takes at once."""
 
     listen: str = "127.0.0.1:8765"
-    public_url: str = ""
     max_body_bytes: int = 1_048_576
     max_waiting_deliveries: int = 10_000
     max_connections: int = 512
@@ -119,13 +118,17 @@ class Scratch(Section, frozen=True, kw_only=True):
 
 
 class Backup(Section, frozen=True, kw_only=True):
-    """Where backups go and how long they stay. `command` takes a backup elsewhere and prints its reference as JSON."""
+    """Where backups go and how long they stay. `command` takes a backup elsewhere and prints its reference as JSON.
+
+    `keep_preserved` is for the dumps of what a downgrade destroyed: they are the only copy of it.
+    """
 
     directory: str = ""
     command: tuple[str, ...] = ()
     compression: str = "gzip:1"
     keep: Duration = Duration(14 * 86400)
     keep_at_least: int = 3
+    keep_preserved: Duration = Duration(365 * 86400)
     reuse_within: Duration = Duration(0)
     dump_timeout: Duration = Duration(4 * 3600)
     proof_timeout: Duration = Duration(4 * 3600)

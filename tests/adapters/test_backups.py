@@ -587,7 +587,13 @@ async def test_pruning_keeps_what_is_young_and_the_newest_and_removes_nothing_ou
 ) -> None:
     database = stage.database("CREATE TABLE t (i int)")
     backups = make(
-        database, backup=Backup(directory=str(stage.folder / "backups"), keep=Duration(100), keep_at_least=1)
+        database,
+        backup=Backup(
+            directory=str(stage.folder / "backups"),
+            keep=Duration(100),
+            keep_at_least=1,
+            keep_preserved=Duration(200),
+        ),
     )
     taken = []
     for tables in ((), ("t",), (), ()):
@@ -607,8 +613,11 @@ async def test_pruning_keeps_what_is_young_and_the_newest_and_removes_nothing_ou
     assert await backups.prune([old, partly, newer, newest, *records]) == []
     clock.pass_by(101)
     removed = await backups.prune([old, partly, newer, newest, *records])
-    assert {b.id for b in removed} == {old.id, partly.id, newer.id}
+    # What a downgrade destroyed has no other copy, and so a time of its own.
+    assert {b.id for b in removed} == {old.id, newer.id}
     assert all(b.removed_at == clock.now() for b in removed)
+    clock.pass_by(100)
+    assert [b.id for b in await backups.prune([partly, newest, *records])] == [partly.id]
     assert [Path(b.location).exists() for b in (old, partly, newer, newest)] == [False, False, False, True]
     assert (outside / "manifest.json").exists()
     assert link.is_symlink()

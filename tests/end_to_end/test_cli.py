@@ -1,8 +1,10 @@
 """The command line as people and CD systems meet it: help, exit codes, JSON, prompts, and what each command does."""
 
+import getpass
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "backups verify": ("--level",),
     "backups prune": (),
 }
+ME = f"local:{getpass.getuser()}"
 ROLLBACK = ("rollback", "shop", "--to", "customers", "--reason", "checkout is down", "--release", OLD)
 
 
@@ -81,11 +84,9 @@ def test_the_list_of_commands_above_is_whole() -> None:
 
 def test_the_configuration_may_be_named_by_the_environment(shop: Ground) -> None:
     """As the help says: $ROLLBACKD_CONFIG, where --config isn't given."""
-    argv = ["python", "-m", "rollbackd", "check-config", "--offline"]
     done = subprocess.run(
-        argv,
+        [sys.executable, "-m", "rollbackd", "check-config", "--offline"],
         env={**environment(), "ROLLBACKD_CONFIG": str(shop.config)},
-        executable=shop.project.python,
         capture_output=True,
         text=True,
         timeout=60,
@@ -163,7 +164,7 @@ def test_an_approval_is_awaited_with_4_and_denied_or_given(shop: Ground) -> None
     assert "somebody else has to approve it" in last_line(own)
     denied = shop.rollbackd("deny", run["id"], "--reason", "not now", "--json")
     assert denied.returncode == 0
-    assert json.loads(denied.stdout)["statement"] == "denied by local:root: not now"
+    assert json.loads(denied.stdout)["statement"] == f"denied by {ME}: not now"
     assert shop.heads() == ["visits"]
 
     shop.start()
@@ -218,7 +219,8 @@ def test_without_a_daemon_a_rollback_is_done_here_and_followed(shop: Ground) -> 
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["done", "downgrade"] in lines
     assert lines[-1][:3] == ["report:", "rollbackd", "report"]
-    assert "status: **succeeded**" in shop.rollbackd("report", lines[-1][-1]).stdout.lower()
+    report = shop.rollbackd("report", lines[-1][-1]).stdout
+    assert "Rolled back and validated: shop, visits → customers" in report
     assert shop.rows("customers") == customers
     assert shop.running() == OLD
 
@@ -356,7 +358,7 @@ def test_a_token_works_until_it_is_revoked_and_for_its_roles_alone(shop: Ground)
 def test_a_pause_stops_automation_and_not_people(make_ground: MakeGround, tmp_path: Path) -> None:
     """While paused a bad deploy is recorded and left; a person rolls it back all the same."""
     ground = paused_with_a_bad_deploy(make_ground, tmp_path)
-    assert "paused by local:root: maintenance" in ground.rollbackd("status").stdout
+    assert f"paused by {ME}: maintenance" in ground.rollbackd("status").stdout
     assert ground.ask("GET", "/api/v1/runs")[1] == []
     done = ground.rollbackd("rollback", "shop", "--to", "first", "--reason", "checkout is down", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -124,7 +124,7 @@ async def test_reading_changes_nothing(house: House) -> None:
     await house.native()
     await house.rig.start()
     house.rig.world.upgrade()
-    run = await house.rig.operations.roll_back("shop", to="-1", reason="bad", requested_by="ann")
+    run = await house.rig.operations.roll_back("shop", to="-1", reason="bad", requested_by="ann", release="1")
     await house.rig.ended_run()
     await house.rig.stop()
     before = house.everything()
@@ -223,7 +223,7 @@ async def test_who_asked_cannot_approve_and_an_approval_is_for_the_plan_that_was
     house = await build(rig, tmp_path, Deadlines())
     try:
         both = await create_token(rig.store, "both", ("operate", "approve"), rig.clock.now())
-        body = {"target": "shop", "to": "-1", "reason": "it is bad"}
+        body = {"target": "shop", "to": "-1", "reason": "it is bad", "release": "1"}
         status, run, _ = await house.api("POST", "/rollbacks", both, body)
         assert (status, run["state"]) == (200, "awaiting_approval")
         approve = f"/runs/{run['id']}/approve"

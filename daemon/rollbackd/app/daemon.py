@@ -24,6 +24,7 @@ from rollbackd.intake.deliveries import Deliveries
 from rollbackd.intake.server import HttpServer
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.happenings import Happenings, Listener
+from rollbackd.workflow.retention import prune_backups
 
 KEEP_HOUSE_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
@@ -202,15 +203,5 @@ async def _prune(parts: Parts) -> None:
     pruned = await parts.store.prune(
         now - timedelta(seconds=settings.keep_deliveries), now - timedelta(seconds=settings.keep_measurements)
     )
-    in_use = {
-        str(r.evidence.get("backup"))
-        for run in await parts.store.unfinished_runs()
-        for r in await parts.store.journal_of(run.id)
-    }
-    for guarded in parts.guarded.values():
-        known = await parts.store.backups(guarded.name, 1000)
-        for removed in await guarded.backups.prune(
-            [b for b in known if b.id not in in_use and b.removed_at is None]
-        ):
-            await parts.store.save_backup(removed)
-    log.info("pruned", **pruned)
+    removed = await prune_backups(parts.store, parts.guarded)
+    log.info("pruned", backups=len(removed), **pruned)

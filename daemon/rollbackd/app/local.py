@@ -1,6 +1,7 @@
 """What the command line works with: a running daemon through its socket, or the parts themselves under the store's lock."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,10 +47,12 @@ CLASSES: dict[str, type[RollbackdError]] = {
 
 
 class DaemonClient:
-    """Asks the running daemon through its Unix socket."""
+    """Asks the running daemon: through its Unix socket, or at an address with a token."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None, *, url: str = "http://rollbackd", token: str = "") -> None:
         self._path = path
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 60.0
@@ -59,12 +62,14 @@ class DaemonClient:
         Raises:
             TransientError: when no daemon answers.
         """
-        connector = aiohttp.UnixConnector(str(self._path))
+        connector = (
+            aiohttp.UnixConnector(str(self._path)) if self._path is not None else aiohttp.TCPConnector()
+        )
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-                session.request(method, f"http://rollbackd{path}", json=body) as answer,
+                session.request(method, f"{self._url}{path}", json=body, headers=self._headers) as answer,
             ):
                 text = await answer.text()
                 if answer.status >= 400:
@@ -73,7 +78,7 @@ class DaemonClient:
         except TimeoutError:
             raise TransientError(f"the daemon didn't answer within {timeout_s:g} s") from None
         except aiohttp.ClientError as error:
-            raise TransientError(f"no daemon answers at {self._path}: {error}") from None
+            raise TransientError(f"no daemon answers at {self._path or self._url}: {error}") from None
 
     async def is_there(self) -> bool:
         """Whether a daemon answers."""
@@ -97,12 +102,29 @@ def daemon_client(configuration: Configuration) -> DaemonClient:
     return DaemonClient(socket_path(configuration))
 
 
+async def running_daemon(path: Path) -> DaemonClient | None:
+    """The daemon to ask: the one that $ROLLBACKD_URL and $ROLLBACKD_TOKEN name, else this machine's, if one runs.
+
+    A person who isn't on the daemon's machine, or has to be somebody else there, has a token of their own.
+
+    Raises:
+        UsageError: when only one of the two is set.
+    """
+    url, token = os.environ.get("ROLLBACKD_URL", ""), os.environ.get("ROLLBACKD_TOKEN", "")
+    if bool(url) != bool(token):
+        raise UsageError("ROLLBACKD_URL and ROLLBACKD_TOKEN go together: the daemon's address and your token")
+    if url:
+        return DaemonClient(None, url=url.rstrip("/"), token=token)
+    client = daemon_client(load_configuration(path))
+    return client if await client.is_there() else None
+
+
 @asynccontextmanager
-async def guarding(configuration: Configuration) -> AsyncIterator[dict[str, Guarded]]:
+async def guarding(configuration: Configuration, store_id: str = "") -> AsyncIterator[dict[str, Guarded]]:
     """The targets with their ports and no store: enough to look at them, beside a running daemon or without."""
     _log_faults_alone(configuration)
     prober = HttpProber()
-    guarded = guard_all(configuration, prober)
+    guarded = guard_all(configuration, prober, store_id)
     try:
         yield guarded
     finally:

@@ -8,8 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from rollbackd.app.configuration import load_configuration
-from rollbackd.app.local import DaemonClient, daemon_client, working
+from rollbackd.app.local import DaemonClient, running_daemon, working
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.output import console, exit_code, heads, show_json, show_plan, show_run
 from rollbackd.core.plan import step_text
@@ -30,11 +29,6 @@ release_option = click.option(
 
 def _me() -> str:
     return f"local:{getpass.getuser()}"
-
-
-async def _client(config: Path) -> DaemonClient | None:
-    client = daemon_client(load_configuration(config))
-    return client if await client.is_there() else None
 
 
 @click.command()
@@ -106,7 +100,7 @@ async def rollback(
         "release": release,
         "plan_sha256": document["plan_sha256"],
     }
-    client = await _client(config)
+    client = await running_daemon(config)
     if client is not None:
         run = await client.ask("POST", "/api/v1/rollbacks", asked, timeout_s=PLAN_TIMEOUT_S)
         if not no_wait:
@@ -189,7 +183,7 @@ async def gate(
     as_json: bool,
 ) -> int:
     """May this deploy start? Waits until the state is documented and a backup is taken and proved. Exits 0 for go."""
-    client = await _client(config)
+    client = await running_daemon(config)
     if client is None:
         raise RefusedError("no daemon runs, so nobody would watch the deploy: start 'rollbackd serve'")
     body = {
@@ -204,7 +198,7 @@ async def gate(
     else:
         backup = answer["backup"]
         proved = f", backup {backup['backup']} proved to L{backup['level']}" if backup else ""
-        click.echo(f"{'go' if answer['go'] else 'stop'}: at {heads(answer['heads'])}{proved}")
+        click.echo(f"go: at {heads(answer['heads'])}{proved}" if answer["go"] else "stop")
         for reason in answer["reasons"]:
             click.echo(f"  {reason}")
     return 0 if answer["go"] else 1
@@ -222,7 +216,7 @@ async def pause(config: Path, target: str, reason: str, for_: str) -> None:
         for_s = parse_duration(for_) if for_ else None
     except ValueError as error:
         raise UsageError(f"--for: {error}") from None
-    client = await _client(config)
+    client = await running_daemon(config)
     if client is not None:
         await client.ask("POST", "/api/v1/pause", {"target": target, "reason": reason, "for_s": for_s})
     else:
@@ -237,7 +231,7 @@ async def pause(config: Path, target: str, reason: str, for_: str) -> None:
 @asynchronous
 async def unpause(config: Path, target: str) -> None:
     """Let automation go on."""
-    client = await _client(config)
+    client = await running_daemon(config)
     if client is not None:
         lifted = (await client.ask("POST", "/api/v1/unpause", {"target": target}))["lifted"]
     else:
@@ -250,7 +244,7 @@ async def unpause(config: Path, target: str) -> None:
 
 
 async def _plan(config: Path, target: str, to: str, release: str) -> dict[str, Any]:
-    client = await _client(config)
+    client = await running_daemon(config)
     if client is not None:
         body = {"to": to, "release": release}
         answer: dict[str, Any] = await client.ask(
@@ -323,7 +317,7 @@ async def _to_end(parts: Any, run: Run) -> Run:
 async def _word(
     config: Path, run: str, word: str, body: dict[str, str], *, as_json: bool, follows: bool
 ) -> int:
-    client = await _client(config)
+    client = await running_daemon(config)
     if client is not None:
         found = await client.ask("POST", f"/api/v1/runs/{run}/{word}", body)
         if follows:
@@ -352,14 +346,13 @@ async def _word(
 
 async def _follow(client: DaemonClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
     """Show each step as it goes, until the run needs nobody or somebody else."""
-    shown: dict[int, str] = {}
+    shown = 0
     while True:
         run: dict[str, Any] = await client.ask("GET", f"/api/v1/runs/{run_id}")
-        for record in run["journal"]:
-            if shown.get(record["step"]) != record["phase"]:
-                shown[record["step"]] = record["phase"]
-                if not quiet:
-                    click.echo(f"{record['phase']:<7} {run['step_texts'][record['step']]}")
+        for record in run["journal"][shown:]:
+            if not quiet:
+                click.echo(f"{record['phase']:<7} {run['step_texts'][record['step']]}")
+        shown = len(run["journal"])
         if run["state"] not in ("running", "planned"):
             return run
         await asyncio.sleep(POLL_S)

@@ -1,16 +1,17 @@
 """Backups: listed, proved again, pruned."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
-from rollbackd.app.local import guarding, reading, working
+from rollbackd.app.local import guarding, reading, running_daemon, working
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.output import console, safe, show_json, table
 from rollbackd.errors import NotFoundError
 from rollbackd.ports import Progress
+
+PRUNE_TIMEOUT_S = 600.0
 
 
 @click.group()
@@ -46,6 +47,7 @@ async def list_backups(config: Path, target: str | None, as_json: bool) -> None:
 async def verify_backup(config: Path, backup: str, level: int) -> None:
     """Prove a backup anew: its digests, and at level 4 a restore into scratch with the counts compared."""
     async with reading(config) as (configuration, store, _):
+        store_id = store.store_id
         known = next((b for b in await store.backups(None, 1000) if b.id == backup), None)
     if known is None:
         raise NotFoundError(f"there is no backup {backup}; 'rollbackd backups list' names them")
@@ -53,7 +55,7 @@ async def verify_backup(config: Path, backup: str, level: int) -> None:
     async def unheard(_: Progress) -> None:
         return
 
-    async with guarding(configuration) as guarded:
+    async with guarding(configuration, store_id) as guarded:
         port = guarded[known.target].backups
         # From nothing: what was proved once may have rotted since.
         unproved = (
@@ -69,11 +71,10 @@ async def verify_backup(config: Path, backup: str, level: int) -> None:
 @asynchronous
 async def prune_backups(config: Path) -> None:
     """Remove what the retention no longer keeps."""
-    removed: list[Any] = []
-    async with working(config) as parts:
-        for guarded in parts.guarded.values():
-            known = [b for b in await parts.store.backups(guarded.name, 1000) if b.removed_at is None]
-            for gone in await guarded.backups.prune(known):
-                await parts.store.save_backup(gone)
-                removed.append(gone.id)
+    client = await running_daemon(config)
+    if client is not None:
+        removed = (await client.ask("POST", "/api/v1/backups/prune", timeout_s=PRUNE_TIMEOUT_S))["removed"]
+    else:
+        async with working(config) as parts:
+            removed = [backup.id for backup in await parts.operations.prune_backups()]
     click.echo(f"{len(removed)} removed" + "".join(f"\n  {name}" for name in removed))

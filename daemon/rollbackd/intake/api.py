@@ -127,6 +127,7 @@ class Api:
             web.post(f"{v1}/runs/{{id}}/abandon", self._guard(Role.OPERATE, self.abandon)),
             web.post(f"{v1}/pause", self._guard(Role.OPERATE, self.pause)),
             web.post(f"{v1}/unpause", self._guard(Role.OPERATE, self.unpause)),
+            web.post(f"{v1}/backups/prune", self._guard(Role.OPERATE, self.prune_backups)),
             web.post(f"{v1}/tokens", self._guard(Role.OPERATE, self.create_token)),
             web.post(f"{v1}/tokens/{{name}}/revoke", self._guard(Role.OPERATE, self.revoke_token)),
         ]
@@ -310,6 +311,10 @@ class Api:
         """Let automation go on."""
         asked = await _body(request, PauseAsked)
         return {"lifted": await self._operations.unpause(asked.target, caller.name)}
+
+    async def prune_backups(self, request: web.Request, caller: Caller) -> Any:
+        """Remove what the retention no longer keeps."""
+        return {"removed": [backup.id for backup in await self._operations.prune_backups()]}
 
     async def create_token(self, request: web.Request, caller: Caller) -> Any:
         """Make a token; local people alone may, so that a token can't make another."""

@@ -17,6 +17,7 @@ from rollbackd.workflow import permitting
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.retention import prune_backups
 from rollbackd.workflow.runs import MANUAL, Runs
 from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
 
@@ -136,6 +137,10 @@ class Operations:
         if lifted:
             self._happenings.tell("automation_unpaused", target=target, who=who)
         return lifted
+
+    async def prune_backups(self) -> list[BackupRecord]:
+        """Remove what the retention no longer keeps."""
+        return await prune_backups(self._store, self._guarded)
 
     async def gate(self, target: str, event: Event, watches: Watches) -> GateAnswer:
         """May this deploy start? Waits until the state is documented and, where a backup is configured, proved.

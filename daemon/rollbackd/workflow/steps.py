@@ -499,7 +499,7 @@ async def _confirm(step: Confirm, context: StepContext) -> Evidence:
         if set(heads) != set(step.heads):
             raise HeldError(
                 f"something migrated behind us: the version table says {heads_text(heads)}, it was at"
-                f" {heads_text(step.heads)}; hold whatever migrates by itself, then resume"
+                f" {heads_text(step.heads)}; hold whatever migrates by itself, then abandon this run and ask for a rollback anew"
             )
         if context.clock.now() >= until:
             return {"heads": list(heads), "looks": looks}

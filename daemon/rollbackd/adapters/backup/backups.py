@@ -315,9 +315,11 @@ class TargetBackups:
             (b for b in backups if b.removed_at is None), key=lambda b: b.created_at, reverse=True
         )
         kept = {b.id for b in [b for b in newest if not b.tables][: self._settings.keep_at_least]}
-        horizon = self._clock.now() - timedelta(seconds=self._settings.keep)
+        now = self._clock.now()
         removed = []
         for backup in newest:
+            keep_s = self._settings.keep_preserved if backup.tables else self._settings.keep
+            horizon = now - timedelta(seconds=keep_s)
             if backup.id in kept or backup.created_at >= horizon or backup.location.startswith("reference:"):
                 continue
             # Only what lies in our own folder is ours to remove, whatever the record says.
@@ -325,7 +327,7 @@ class TargetBackups:
                 files.remove, Path(backup.location), self._root
             ):
                 continue
-            removed.append(msgspec.structs.replace(backup, removed_at=self._clock.now()))
+            removed.append(msgspec.structs.replace(backup, removed_at=now))
         return removed
 
     async def sweep(self) -> list[str]:

@@ -111,7 +111,8 @@ class SqliteStore:
         path = directory / DATABASE
         if not path.is_file():
             raise NotFoundError(f"there is no store in {directory} yet: start 'rollbackd serve' once")
-        return cls(_reading_engine(path), None, -1, None, "")
+        reading = _reading_engine(path)
+        return cls(reading, None, -1, None, await asyncio.to_thread(_known_store_id, reading))
 
     async def close(self) -> None:
         """Commit what waits and let go of the lock."""
@@ -364,7 +365,7 @@ class SqliteStore:
             changed = msgspec.structs.replace(
                 run,
                 state=after,
-                statement=statement or run.statement,
+                statement=statement if after is RunState.SUCCEEDED else statement or run.statement,
                 started_at=run.started_at or (at if after is RunState.RUNNING else None),
                 finished_at=at if after in FINISHED else None,
             )
@@ -782,11 +783,15 @@ def _reading_engine(path: Path) -> Engine:
     return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=2)
 
 
-def _store_id(engine: Engine) -> str:
+def _known_store_id(engine: Engine) -> str:
     with engine.connect() as connection:
-        with contextlib.suppress(IntegrityError):
-            connection.execute(insert(t.meta).values(name="store_id", value=os.urandom(8).hex()))
         found: str = connection.execute(
             select(t.meta.c.value).where(t.meta.c.name == "store_id")
         ).scalar_one()
         return found
+
+
+def _store_id(engine: Engine) -> str:
+    with engine.connect() as connection, contextlib.suppress(IntegrityError):
+        connection.execute(insert(t.meta).values(name="store_id", value=os.urandom(8).hex()))
+    return _known_store_id(engine)
