@@ -47,13 +47,17 @@ def small(make_ground: MakeGround, tmp_path: Path) -> Ground:
 def refused(ground: Ground, *, to: str = "first") -> str:
     """The sentence with which a rollback is refused; the world is afterwards as it was, and the service runs."""
     before = ground.world()
-    done = ground.rollbackd(
-        "rollback", "shop", "--to", to, "--reason", "checkout is down", "--release", OLD, "--yes"
-    )
+    done = roll_back(ground, to)
     assert ground.world() == before
     assert ground.running() == NEW
     assert done.returncode == 1, done.stdout + done.stderr
     return sentence(done)
+
+
+def roll_back(ground: Ground, to: str) -> subprocess.CompletedProcess[str]:
+    return ground.rollbackd(
+        "rollback", "shop", "--to", to, "--reason", "checkout is down", "--release", OLD, "--yes"
+    )
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -109,7 +113,7 @@ def test_an_env_py_that_prints(small: Ground) -> None:
     """What user code prints, in whatever way, isn't taken for the worker's words: the rollback simply works."""
     loud = "import os\nprint('{\"id\": 1, \"type\": \"result\"}')\nos.system('echo from a shell')\nos.write(1, b'raw')\n"
     small.project.env_py(loud + ENV_PY)
-    done = small.rollbackd("rollback", "shop", "--to", "first", "--reason", "why", "--release", OLD, "--yes")
+    done = roll_back(small, "first")
     assert done.returncode == 0, done.stdout + done.stderr
     assert small.heads() == ["first"]
     assert small.running() == OLD
@@ -123,7 +127,7 @@ def test_a_database_that_is_down(small: Ground, server: EmbeddedPostgres) -> Non
     with EmbeddedPostgres.start() as other:
         url = f"postgresql://{other.user}@{other.host}:{other.port}/postgres"
         small.configure(database={"url": url})
-    done = small.rollbackd("rollback", "shop", "--to", "first", "--reason", "why", "--release", OLD, "--yes")
+    done = roll_back(small, "first")
     assert done.returncode == 1
     assert f"{other.host}:{other.port}" in sentence(done)
     assert small.running() == NEW
@@ -293,6 +297,40 @@ def test_an_irreversible_revision(small: Ground, upgrade: str, downgrade: str, f
     assert "downgrade" in said, found
 
 
+# -- the data ----------------------------------------------------------------------------------------------------------
+
+
+def numbered(ground: Ground, downgrade: str) -> Ground:
+    """A table whose sequence was never moved on past the rows that were put in by number."""
+    ground.project.revision("third", "pass", downgrade)
+    ground.query("CREATE TABLE numbered (id serial PRIMARY KEY)")
+    ground.query("INSERT INTO numbered SELECT generate_series(1, 10)")
+    ground.project.alembic(ground.url(), "upgrade", "head")
+    return ground
+
+
+def test_a_fault_that_was_there_before_is_named_and_set_aside(small: Ground) -> None:
+    """A sequence behind its column is not the downgrade's doing: a warning in the report, and no reason to hold."""
+    numbered(small, "op.execute('SELECT 1')")
+    done = roll_back(small, "second")
+    assert done.returncode == 0, done.stdout
+    run = re.findall(r"^(run-\S+)", done.stdout, re.MULTILINE)[-1]
+    assert (
+        "1 sequences are behind their columns, as before the downgrade"
+        in small.rollbackd("report", run).stdout
+    )
+
+
+def test_a_fault_that_a_downgrade_brings_is_held(small: Ground) -> None:
+    """The same fault on another table, made by the downgrade, is its doing."""
+    numbered(small, "op.execute(\"SELECT setval('other_id_seq', 1)\")")
+    small.query("CREATE TABLE other (id serial PRIMARY KEY)")
+    small.query("INSERT INTO other SELECT nextval('other_id_seq') FROM generate_series(1, 10)")
+    done = roll_back(small, "second")
+    assert done.returncode == 3
+    assert "sequences: 2 sequences are behind their columns" in done.stdout
+
+
 # -- approvals ---------------------------------------------------------------------------------------------------------
 
 
@@ -322,9 +360,7 @@ def ask_as(ground: Ground, token: str) -> dict[str, Any]:
 def test_production_waits_for_an_approval(production: Ground) -> None:
     """Exit code 4, an incident record of our own, and nothing changed."""
     before = production.world()
-    done = production.rollbackd(
-        "rollback", "shop", "--to", "first", "--reason", "why", "--release", OLD, "--yes"
-    )
+    done = roll_back(production, "first")
     assert done.returncode == 4, done.stderr
     assert "awaiting_approval" in done.stdout
     assert production.run()["incident"].startswith("incident-")

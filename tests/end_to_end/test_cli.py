@@ -134,6 +134,16 @@ def test_a_bad_configuration_exits_with_78_and_names_every_problem(shop: Ground)
     assert "targets[0].policy.backup_level: from 0 to 5" in done.stderr
 
 
+def test_a_store_whose_socket_nobody_could_open_is_a_bad_configuration(shop: Ground) -> None:
+    """A Unix socket's path is short: that is told before anything is started."""
+    text = shop.config.read_text()
+    shop.config.write_text(text.replace(f"{shop.folder}/store", f"{shop.folder}/{'long' * 30}"))
+    done = shop.rollbackd("serve")
+    assert done.returncode == 78
+    assert last_line(done).startswith("store.directory: ")
+    assert "take a shorter folder" in done.stderr
+
+
 def test_a_held_run_exits_with_3_and_can_be_resumed_or_abandoned(shop: Ground) -> None:
     """A check of the owner's own fails after the downgrade; the report of the run says so."""
     shop.configure(checks=[{"name": "never", "sql": "SELECT name FROM customers LIMIT 1"}])
@@ -417,3 +427,24 @@ def test_sigterm_lets_a_step_finish_and_the_next_start_goes_on(shop: Ground) -> 
     assert run["state"] == "succeeded", run["statement"]
     assert shop.commands() == ["stop", f"start {OLD}"]
     assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
+
+
+def test_ctrl_c_lets_a_step_finish_and_a_daemon_goes_on(shop: Ground) -> None:
+    """A rollback without a daemon that is interrupted: nothing is cut in the midst, and it says who goes on."""
+    shop.configure(deployment={"environment": {"MOMENT_S": "2"}})
+    command = [sys.executable, "-m", "rollbackd", "--config", str(shop.config), *ROLLBACK, "--yes"]
+    here = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: shop.commands() == ["stop"], "the service is being stopped")
+    here.send_signal(signal.SIGINT)
+    said = here.communicate(timeout=60)[1]
+    assert here.returncode == 130
+    assert "'rollbackd serve' goes on with run-" in said
+    (status,) = json.loads(shop.rollbackd("status", "--json").stdout)
+    assert [step["phase"] for step in status["steps"]] == ["done"] * 4 + ["waiting"] * 6
+
+    shop.start()
+    run = shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert shop.commands() == ["stop", f"start {OLD}"]

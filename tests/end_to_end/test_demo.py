@@ -115,6 +115,7 @@ def test_a_claim_that_isnt_so_fails_the_demo(tmp_path: Path) -> None:
     done, mark = tell(checkout / "daemon", temporary, "--scenario", "application-fails")
 
     assert done.returncode == 1
+    assert done.stdout, done.stderr
     result = json.loads(done.stdout)
     assert not result["ok"]
     assert "this is not so: all " in result["fault"]

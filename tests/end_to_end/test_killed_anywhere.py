@@ -1,15 +1,17 @@
 """A daemon that is killed at any point of a run, and started again, finishes the run or holds it: never twice, never half."""
 
-import contextlib
 import signal
+import sqlite3
 import subprocess
+import sys
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.end_to_end.conftest import MakeGround
-from tests.end_to_end.ground import OLD, Ground, Project, wait_until
+from tests.end_to_end.ground import OLD, Ground, Project, environment, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -43,7 +45,7 @@ def name_of(point: dict[str, Any]) -> str:
 def kill_at(ground: Ground, point: dict[str, Any]) -> datetime:
     """Ask for a rollback from a daemon that kills itself at this point; when it had died of just that."""
     daemon = ground.start(point)
-    with contextlib.suppress(OSError):  # it may die before it can answer
+    with suppress(OSError):  # it may die before it can answer
         ground.ask_rollback("customers")
     wait_until(lambda: daemon.poll() is not None, f"the daemon reaches {point}")
     assert daemon.returncode == -signal.SIGKILL, ground.words()
@@ -232,3 +234,32 @@ def test_a_second_kill_on_the_way_changes_nothing(shop: Ground) -> None:
     assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
     assert len(shop.backups("rollback")) == len(shop.backups("preserve")) == 1
     assert shop.commands() == ["stop", f"start {OLD}"]
+
+
+def test_a_killed_command_is_finished_by_the_daemon(shop: Ground) -> None:
+    """A rollback that was made without a daemon, and killed with its terminal, is taken up by the next daemon."""
+    argv = ["rollback", "shop", "--to", "customers", "--reason", "why", "--release", OLD, "--yes"]
+    command = [sys.executable, "-m", "rollbackd", "--config", str(shop.config), *argv]
+    here = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+    wait_until(lambda: shop.commands() == ["stop"], "the service is being stopped")
+    here.kill()
+    here.wait()
+    assert shop.heads() == ["visits"]
+    shop.start()
+    run = shop.ended_run()
+    assert run["state"] == "succeeded", run["statement"]
+    assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
+
+
+def test_a_scratch_database_that_was_never_marked_is_swept_by_its_name(shop: Ground) -> None:
+    """Whoever is killed right after CREATE DATABASE couldn't mark it; another store's is left alone."""
+    shop.start()
+    shop.stop()
+    with closing(sqlite3.connect(shop.folder / "store" / "rollbackd.sqlite")) as store:
+        (store_id,) = store.execute("SELECT value FROM meta WHERE name = 'store_id'").fetchone()
+    ours, theirs = f"rollbackd_scratch_{store_id}_1", "rollbackd_scratch_0123456789abcdef_1"
+    for name in (ours, theirs):
+        shop.query(f"CREATE DATABASE {name}")
+    shop.start()
+    wait_until(lambda: ours not in shop.scratch_databases(), shop.scratch_databases)
+    assert shop.scratch_databases() == [theirs]

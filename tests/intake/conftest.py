@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-
-from rollbackd.intake.connections import Deadlines
 from tests.intake.house import House, build
 from tests.workflow.rig import Rig, a_target, open_store
+
+from rollbackd.intake.connections import Deadlines
 
 MakeHouse = Callable[..., Awaitable[House]]
 

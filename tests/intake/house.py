@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import ClientResponse, ClientSession
+from tests.workflow.rig import Rig
 
 from rollbackd.adapters.metrics import Metrics
 from rollbackd.adapters.store.sqlite import DATABASE, SqliteStore
@@ -26,7 +27,6 @@ from rollbackd.intake.identity import create_token
 from rollbackd.intake.server import HttpServer
 from rollbackd.resources import resource
 from rollbackd.settings import Server, Settings
-from tests.workflow.rig import Rig
 
 MOST_BYTES = 20_000
 KEY, RETIRED = (
@@ -148,7 +148,7 @@ class House:
             method, f"{self.url}/api/v1{path}", json=body, headers=headers
         ) as answer:
             text = await answer.text()
-            document = json.loads(text) if answer.content_type == "application/json" else {}
+            document = json.loads(text) if text and answer.content_type == "application/json" else {}
             return answer.status, document if isinstance(document, dict) else {"items": document}, text
 
 

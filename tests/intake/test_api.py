@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import structlog
+from tests.intake.conftest import MakeHouse
+from tests.intake.house import BEARER, EVENT, GITHUB, KEY, House, build
+from tests.workflow.rig import Rig, a_target, open_store
 
 from rollbackd.app.logs import set_up_logs
 from rollbackd.core.run import RunState
@@ -19,9 +22,6 @@ from rollbackd.errors import RefusedError
 from rollbackd.intake import authentication, identity
 from rollbackd.intake.identity import create_token
 from rollbackd.settings import Logging
-from tests.intake.conftest import MakeHouse
-from tests.intake.house import BEARER, EVENT, GITHUB, KEY, House, build
-from tests.workflow.rig import Rig, a_target, open_store
 
 READERS = frozenset({"reader", "operator", "approver"})
 # Method, path, body, and who may: everybody else gets 403, and without a token 401.
@@ -42,6 +42,7 @@ ROUTES: list[tuple[str, str, object, frozenset[str]]] = [
     ("POST", "/runs/none/abandon", {}, frozenset({"operator"})),
     ("POST", "/pause", {"reason": "x"}, frozenset({"operator"})),
     ("POST", "/unpause", {}, frozenset({"operator"})),
+    ("POST", "/backups/prune", {}, frozenset({"operator"})),
     ("POST", "/tokens", {"name": "made", "roles": ["operate"]}, frozenset()),
     ("POST", "/tokens/reader/revoke", {}, frozenset()),
 ]

@@ -6,10 +6,6 @@ import json
 import logging
 
 import pytest
-
-from rollbackd.core.records import Delivery
-from rollbackd.errors import StoreUnavailableError
-from rollbackd.intake.connections import Deadlines
 from tests.intake.conftest import MakeHouse
 from tests.intake.house import (
     BEARER,
@@ -22,6 +18,10 @@ from tests.intake.house import (
     House,
     github_headers,
 )
+
+from rollbackd.core.records import Delivery
+from rollbackd.errors import StoreUnavailableError
+from rollbackd.intake.connections import Deadlines
 
 BODY = json.dumps(EVENT).encode()
 DEPLOYMENT = {
@@ -409,18 +409,20 @@ async def test_a_slow_body_is_cut(make_house: MakeHouse, path: str) -> None:
 
 async def test_a_client_that_does_not_take_its_answers_is_cut(make_house: MakeHouse) -> None:
     house = await make_house(HURRIED)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.server.port, limit=1_024)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", house.server.port, limit=1_024)
+
+    async def ask_and_never_read() -> None:
+        while True:
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 50)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
     try:
-        ask = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 50
         async with asyncio.timeout(20):
             with pytest.raises(ConnectionError):
-                while True:
-                    writer.write(ask)
-                    await writer.drain()
-                    await asyncio.sleep(0.01)
+                await ask_and_never_read()
     finally:
         writer.close()
-        del reader
     assert (await house.native()).status == 202
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from tenacity import wait_none
+from tests.workflow.rig import Rig, a_target, open_store
 
 from rollbackd.settings import Target
 from rollbackd.workflow import engine, watching
-from tests.workflow.rig import Rig, a_target, open_store
 
 MakeRig = Callable[..., Awaitable[Rig]]
 

@@ -54,9 +54,11 @@ class World:
 class FakeClock:
     at: datetime = datetime(2026, 11, 22, 10, tzinfo=UTC)
     made: int = 0
+    # How far it goes on whenever it is looked at.
+    step_s: float = 0.000001
 
     def now(self) -> datetime:
-        self.at += timedelta(microseconds=1)
+        self.at += timedelta(seconds=self.step_s)
         return self.at
 
     def new_id(self, prefix: str) -> str:

@@ -9,6 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.workflow.fakes import (
+    NEW,
+    OLD,
+    FakeAnnouncer,
+    FakeApplication,
+    FakeBackups,
+    FakeClock,
+    FakeDatabase,
+    FakeProber,
+    FakeWorker,
+    World,
+)
+
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.core.events import Event
 from rollbackd.core.matrix import load_matrix
@@ -35,18 +48,6 @@ from rollbackd.workflow.pipeline import Pipeline
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import Runs
-from tests.workflow.fakes import (
-    NEW,
-    OLD,
-    FakeAnnouncer,
-    FakeApplication,
-    FakeBackups,
-    FakeClock,
-    FakeDatabase,
-    FakeProber,
-    FakeWorker,
-    World,
-)
 
 PATIENCE_S = 8.0
 COMMAND = Command(command=("do",), done_when=("look",))

@@ -5,14 +5,14 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
+from tests.workflow.conftest import MakeRig
+from tests.workflow.fakes import NEW, OLD, World
+from tests.workflow.rig import Rig
 
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.errors import PermanentError, RollbackdError, StoreUnavailableError, TransientError
 from rollbackd.workflow.engine import Engine
-from tests.workflow.conftest import MakeRig
-from tests.workflow.fakes import NEW, OLD, World
-from tests.workflow.rig import Rig
 
 
 def fails(error: Exception) -> Callable[[], None]:
@@ -241,6 +241,25 @@ async def test_a_fenced_engine_does_not_take_back_what_the_other_needs(
     run = await ask(rig)
     await rig.until(lambda: "stop" in rig.world.calls and not rig.engine.executes(run.id))
     assert [c for c in rig.world.calls if c.startswith("start")] == []
+
+
+async def test_a_fenced_engine_that_fails_before_it_has_begun_a_step_takes_nothing_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backups = rig.guarded["shop"].backups
+    find = backups.find
+
+    async def fail_to_look_for_the_preserved(of_run: str, purpose: str) -> object:
+        if purpose == "preserve":
+            await rig.store.take_lease(of_run)
+            raise PermanentError("the folder can't be read")
+        return await find(of_run, purpose)
+
+    monkeypatch.setattr(backups, "find", fail_to_look_for_the_preserved)
+    run = await ask(rig)
+    await rig.until(lambda: "stop" in rig.world.calls and not rig.engine.executes(run.id))
+    assert [c for c in rig.world.calls if c.startswith("start")] == []
+    assert (await rig.store.unfinished_runs())[0].state is RunState.RUNNING
 
 
 async def test_a_second_engine_on_the_same_run_stops_the_first(

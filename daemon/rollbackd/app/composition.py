@@ -13,7 +13,7 @@ from rollbackd.adapters.probes import HttpProber
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.adapters.worker.alembic import AlembicWorker
 from rollbackd.app.clock import SystemClock
-from rollbackd.app.configuration import Configuration
+from rollbackd.app.configuration import SOCKET_NAME, Configuration
 from rollbackd.settings import Target
 from rollbackd.workflow.deciding import Deciding
 from rollbackd.workflow.engine import Engine
@@ -58,7 +58,7 @@ def store_directory(configuration: Configuration) -> Path:
 
 def socket_path(configuration: Configuration) -> Path:
     """Where the daemon listens for local people."""
-    return store_directory(configuration) / "rollbackd.sock"
+    return store_directory(configuration) / SOCKET_NAME
 
 
 def guard_all(configuration: Configuration, prober: HttpProber, store_id: str = "") -> dict[str, Guarded]:

@@ -1,5 +1,6 @@
 """Reading the configuration: TOML to settings, and every fault that can be seen without asking the world."""
 
+import os
 import re
 import tomllib
 from datetime import datetime
@@ -19,6 +20,9 @@ from rollbackd.intake.hooks import Hook, load_hook
 from rollbackd.resources import resource
 from rollbackd.settings import Migrations, Policy, Probe, SecretReference, Settings, Target
 
+SOCKET_NAME = "rollbackd.sock"
+# 108 in sun_path, the last of them zero (unix(7)).
+LONGEST_SOCKET_PATH = 107
 DEFAULT_PATH = Path("/etc/rollbackd/rollbackd.toml")
 LoadedHooks = dict[str, tuple[Hook, tuple[bytes, ...]]]
 
@@ -41,6 +45,7 @@ def load_configuration(path: Path) -> Configuration:
     settings = _read_settings(path, problems)
     matrix: Matrix | None = None
     if settings is not None:
+        problems += _socket_checks(path.parent / settings.store.directory / SOCKET_NAME)
         try:
             matrix = load_configured_matrix(settings, path.parent)
         except ConfigurationError as error:
@@ -48,6 +53,15 @@ def load_configuration(path: Path) -> Configuration:
     if problems or settings is None or matrix is None:
         raise ConfigurationError(problems)
     return Configuration(settings=settings, matrix=matrix, folder=path.parent)
+
+
+def _socket_checks(socket: Path) -> list[str]:
+    if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH:
+        return []
+    return [
+        f"store.directory: {socket} is too long for a Unix socket, whose path may have {LONGEST_SOCKET_PATH} bytes: take a"
+        " shorter folder"
+    ]
 
 
 def load_settings(path: Path) -> Settings:

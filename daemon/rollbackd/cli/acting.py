@@ -307,10 +307,17 @@ async def _run_here(config: Path, asked: dict[str, str], *, quiet: bool) -> dict
 
 
 async def _to_end(parts: Any, run: Run) -> Run:
-    """Execute a running run here, to its end."""
+    """Execute a running run here, to its end. Ctrl-C lets the step that is under way finish, as SIGTERM does in the daemon."""
     if run.state != "running":
         return run
-    ended: Run = await parts.engine.start(run)
+    try:
+        ended: Run = await asyncio.shield(parts.engine.start(run))
+    except asyncio.CancelledError:
+        click.echo(
+            f"rollbackd: the step under way is being finished; 'rollbackd serve' goes on with {run.id}",
+            err=True,
+        )
+        raise
     return ended
 
 

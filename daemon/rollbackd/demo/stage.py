@@ -27,6 +27,7 @@ from rollbackd.errors import RefusedError
 TEMPLATE = "shop_template"
 DAEMON_START_S = 20.0
 COMMAND_S = 60.0
+LONGEST_TEMPORARY_FOLDER = 60
 ORDERS_WITHOUT_CUSTOMERS = (
     "SELECT o.id FROM orders o WHERE NOT EXISTS (SELECT 1 FROM customers c WHERE c.id = o.customer_id)"
 )
@@ -63,7 +64,9 @@ class Stage:
     @classmethod
     async def set_up(cls, scenarios: dict[str, str]) -> "Stage":
         """Start PostgreSQL, make a template shop with 50,000 rows, and a shop for each scenario (name to environment)."""
-        folder = Path(tempfile.mkdtemp(prefix="rollbackd-demo-"))
+        # The daemon's Unix socket lies in it, and a socket's path is short.
+        is_long = len(tempfile.gettempdir()) > LONGEST_TEMPORARY_FOLDER
+        folder = Path(tempfile.mkdtemp(prefix="rollbackd-demo-", dir="/tmp" if is_long else None))  # noqa: S108 - made private
         postgres = await asyncio.to_thread(EmbeddedPostgres.start)
         stage = cls(folder=folder, postgres=postgres)
         try:

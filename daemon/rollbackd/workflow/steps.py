@@ -40,6 +40,8 @@ from rollbackd.workflow.guarded import Guarded
 ROLLBACK_BACKUP = "rollback"
 GATE_BACKUP = "gate"
 PRESERVED = "preserve"
+# Marks the findings of checks that are made again after the downgrade.
+BEFORE = "before:"
 Evidence = dict[str, object]
 READING = (ValidateBefore, ValidateDatabase, ValidateApplication, Confirm)
 
@@ -186,13 +188,15 @@ async def _validate_before(step: ValidateBefore, context: StepContext) -> Eviden
             f"the database is at {heads_text(heads)}, the plan begins at {heads_text(step.from_heads)}: plan anew"
         )
     looks: list[Awaitable[tuple[Finding, ...]]] = []
-    if guarded.application.can_start:
-        looks.append(guarded.application.readiness())
     if plan.downgrades:
         await _load_planned_scripts(context)
         if not await guarded.database.wait_for_migration_lock(5):
             raise TransientError("another session migrates this database right now")
+    if guarded.application.can_start:
+        looks.append(guarded.application.readiness())
+    if plan.downgrades:
         looks.append(guarded.database.findings_before())
+        looks.append(_faults_before(guarded))
         if guarded.settings.backs_up:
             looks.append(guarded.backups.readiness())
     document, found = await asyncio.gather(
@@ -208,6 +212,15 @@ async def _validate_before(step: ValidateBefore, context: StepContext) -> Eviden
         "counts": msgspec.to_builtins(document.counts),
         **findings_evidence(tuple(findings)),
     }
+
+
+async def _faults_before(guarded: Guarded) -> tuple[Finding, ...]:
+    """What the checks of the data find already: named as warnings, and set aside when it is found again afterwards."""
+    return tuple(
+        msgspec.structs.replace(finding, check=f"{BEFORE}{finding.check}", outcome=Outcome.WARNED)
+        for finding in await guarded.database.findings_after((), ())
+        if finding.outcome is Outcome.FAILED
+    )
 
 
 # -- backup and preservation ----------------------------------------------------------------------------------------------
@@ -269,9 +282,18 @@ async def _backup_of(context: StepContext) -> BackupRecord | None:
 async def _preserve(step: Preserve, context: StepContext) -> Evidence:
     backups = context.guarded.backups
     await _require_stopped(context)
-    kept = await backups.take(
-        context.run.id, PRESERVED, tables=step.tables, timeout_s=step.timeout_s, on_progress=context.progress
-    )
+    # A dump that a killed daemon finished and didn't prove is proved now, instead of lying about beside a second one.
+    kept = await backups.find(context.run.id, PRESERVED)
+    if kept is None or not await backups.is_whole(kept):
+        kept = await backups.take(
+            context.run.id,
+            PRESERVED,
+            tables=step.tables,
+            timeout_s=step.timeout_s,
+            on_progress=context.progress,
+        )
+    # On record from here on: what comes to nothing is pruned all the same.
+    await context.store.save_backup(kept)
     proved = await backups.prove(kept, level=4, timeout_s=step.timeout_s, on_progress=context.progress)
     await context.store.save_backup(proved)
     return {**backup_evidence(proved), "tables": list(step.tables)}
@@ -413,7 +435,7 @@ async def _observe_person(step: AwaitPerson, context: StepContext) -> Observed:
 
 
 async def _validate_database(step: ValidateDatabase, context: StepContext) -> Evidence:
-    guarded, plan = context.guarded, context.run.plan
+    guarded = context.guarded
     heads = await guarded.database.heads()
     before = await _document_before(context)
     schema = await guarded.database.schema()
@@ -424,7 +446,7 @@ async def _validate_database(step: ValidateDatabase, context: StepContext) -> Ev
             text=f"the version table says {heads_text(heads)}; planned was {heads_text(step.to_heads)}",
         ),
         await _schema_finding(schema, step.to_heads, context),
-        *await guarded.database.findings_after(plan.lossy_tables, before.counts if before else ()),
+        *await _data_findings(before, context),
         *await guarded.database.own_checks(),
     ]
     after = await document_state(guarded, context.store, context.clock)
@@ -438,6 +460,32 @@ async def _validate_database(step: ValidateDatabase, context: StepContext) -> Ev
         text = "; ".join(f"{finding.check}: {finding.text}" for finding in failed)
         raise HeldError(f"the downgrade was done, and what is there now doesn't pass: {text}", evidence)
     return evidence
+
+
+async def _data_findings(before: StateDocument | None, context: StepContext) -> tuple[Finding, ...]:
+    """The checks of the data; a fault that was there before the downgrade isn't its doing, and no reason to hold."""
+    known: dict[str, set[str]] = {}
+    for record in await context.journal():
+        if record.step == 0 and record.phase is StepPhase.DONE:
+            for old in msgspec.convert(record.evidence.get("findings", ()), tuple[Finding, ...]):
+                known[old.check] = {_subject(detail) for detail in old.details}
+    counts = before.counts if before else ()
+    found = await context.guarded.database.findings_after(context.run.plan.lossy_tables, counts)
+    return tuple(
+        msgspec.structs.replace(
+            finding, outcome=Outcome.WARNED, text=f"{finding.text}, as before the downgrade"
+        )
+        if finding.outcome is Outcome.FAILED
+        and finding.details
+        and {_subject(detail) for detail in finding.details} <= known.get(f"{BEFORE}{finding.check}", set())
+        else finding
+        for finding in found
+    )
+
+
+def _subject(detail: str) -> str:
+    """What a detail is about: a sequence that stands still while its table grows is the same fault."""
+    return detail.partition(" stands at ")[0]
 
 
 async def _document_before(context: StepContext) -> StateDocument | None:
