@@ -149,6 +149,9 @@ class DatabaseReader(Protocol):
     async def counts(
         self, budget_s: float, most_tables: int, tables: tuple[str, ...] = ()
     ) -> tuple[TableCount, ...]: ...
+    async def resolve_tables(self, tables: tuple[str, ...], search_path: tuple[str, ...]) -> tuple[str, ...]:
+        """The tables behind these names as `schema.table`: partitions, and tables that a delete cascades to, included."""
+
     async def wait_for_migration_lock(self, timeout_s: float) -> bool:
         """Whether no session migrates any more: waits for the advisory lock that a migrating session holds."""
 
@@ -178,6 +181,8 @@ class MigrationEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     version_table: str
     version_table_schema: str
     transaction_per_migration: bool
+    commits_each_statement: bool
+    search_path: tuple[str, ...]
     driver: str
 
 
@@ -204,7 +209,7 @@ class MigrationWorker(Protocol):
     async def describe(self) -> Described: ...
     async def read(self, revisions: tuple[str, ...]) -> dict[str, ReadRevision]: ...
     async def environment(self) -> MigrationEnvironment: ...
-    async def downgrade(
+    async def downgrade(  # noqa: PLR0913 - what makes a downgrade this one, each by its name
         self,
         revisions: tuple[str, ...],
         from_heads: tuple[str, ...],
@@ -212,9 +217,13 @@ class MigrationWorker(Protocol):
         *,
         run: str,
         identity: DatabaseIdentity,
+        scripts_sha256: str,
+        preserved: Mapping[str, int],
         timeout_s: float,
         on_log: LogSink,
-    ) -> DowngradeResult: ...
+    ) -> DowngradeResult:
+        """Take off these revisions, if the scripts are the planned ones and the preserved tables still hold these rows."""
+
     async def prestart(self) -> None: ...
     def use_scripts(self, scripts_sha256: str) -> None: ...
     async def keep_scripts(self) -> str: ...

@@ -75,8 +75,17 @@ async def test_the_fingerprint_is_the_same_after_down_and_up_and_whatever_the_ro
     async def on_log(text: str) -> None: ...
 
     identity = await reader.identity()
-    await make_worker(project).downgrade(
-        ("r3", "r2", "r1"), ("r3",), (), run="run-1", identity=identity, timeout_s=20, on_log=on_log
+    worker = make_worker(project)
+    await worker.downgrade(
+        ("r3", "r2", "r1"),
+        ("r3",),
+        (),
+        run="run-1",
+        identity=identity,
+        scripts_sha256=(await worker.describe()).scripts_sha256,
+        preserved={},
+        timeout_s=20,
+        on_log=on_log,
     )
     assert "table public.customer" in compare_schemas(before, await reader.schema()).removed
     project.upgrade(project.database)
@@ -377,3 +386,22 @@ async def test_the_rights_name_a_version_table_that_belongs_to_somebody_else(
     assert {f.check: f.outcome for f in await make_reader(database, role).rights()}[
         "version_table"
     ] is Outcome.PASSED
+
+
+async def test_names_are_resolved_as_the_migration_will_with_partitions_and_cascades(
+    stage: Any, make_reader: Any
+) -> None:
+    """What a downgrade destroys may have another name, more parts and more victims than its statement says."""
+    database = stage.database(
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.orders (id int PRIMARY KEY)",
+        "CREATE TABLE public.orders (id int)",
+        "CREATE TABLE public.lines (id int, orders int REFERENCES app.orders ON DELETE CASCADE)",
+        "CREATE TABLE public.ev (id int) PARTITION BY RANGE (id)",
+        "CREATE TABLE public.ev_1 PARTITION OF public.ev FOR VALUES FROM (0) TO (9)",
+    )
+    reader = make_reader(database)
+    assert await reader.resolve_tables(("orders",), ("app", "public")) == ("app.orders", "public.lines")
+    assert await reader.resolve_tables(("orders",), ("public",)) == ("public.orders",)
+    assert await reader.resolve_tables(("public.ev",), ()) == ("public.ev_1",)
+    assert await reader.resolve_tables(("nowhere",), ("public",)) == ("nowhere",)

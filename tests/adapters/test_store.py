@@ -213,6 +213,9 @@ async def test_a_run_moves_from_the_state_it_is_in_and_by_the_table_alone(store:
 
 async def test_whoever_lost_the_lease_can_neither_journal_nor_move(store: SqliteStore) -> None:
     await store.add_run(run("run-1"))
+    with pytest.raises(RefusedError, match="nothing to execute"):
+        await store.take_lease("run-1")
+    await store.move_run("run-1", RunState.PLANNED, RunState.RUNNING, NOW)
     first = await store.take_lease("run-1")
     record = StepRecord(run="run-1", step=1, attempt=1, phase=StepPhase.INTENT, at=NOW, evidence={"rows": 3})
     await store.journal(record, first)
@@ -221,8 +224,8 @@ async def test_whoever_lost_the_lease_can_neither_journal_nor_move(store: Sqlite
     with pytest.raises(RefusedError, match="taken over"):
         await store.journal(record, first)
     with pytest.raises(RefusedError, match="taken over"):
-        await store.move_run("run-1", RunState.PLANNED, RunState.RUNNING, NOW, fence=first)
-    await store.move_run("run-1", RunState.PLANNED, RunState.RUNNING, NOW, fence=second)
+        await store.move_run("run-1", RunState.RUNNING, RunState.FAILED, NOW, fence=first)
+    await store.move_run("run-1", RunState.RUNNING, RunState.FAILED, NOW, fence=second)
     assert await store.journal_of("run-1") == [record]
 
 

@@ -41,6 +41,8 @@ def downgrade(make_reader: Any) -> Downgrade:
         timeout_s: float = 20,
         guarded: str = "",
         role: Any = None,
+        scripts_sha256: str = "",
+        preserved: dict[str, int] | None = None,
     ) -> Any:
         identity = await make_reader(guarded or database, role).identity()
 
@@ -54,6 +56,8 @@ def downgrade(make_reader: Any) -> Downgrade:
             to_heads,
             run="run-1",
             identity=identity,
+            scripts_sha256=scripts_sha256 or (await worker.describe()).scripts_sha256,
+            preserved=preserved or {},
             timeout_s=timeout_s,
             on_log=on_log,
         )
@@ -643,8 +647,10 @@ async def main(folder, url, secret):
     identity = await PostgresReader(target).identity()
     async def on_log(text):
         print(text, flush=True)
-    await AlembicWorker(target, Path(folder) / "kept").downgrade(("r2",), ("r2",), ("r1",), run="run-9", identity=identity,
-        timeout_s=30, on_log=on_log)
+    worker = AlembicWorker(target, Path(folder) / "kept")
+    scripts = (await worker.describe()).scripts_sha256
+    await worker.downgrade(("r2",), ("r2",), ("r1",), run="run-9", identity=identity,
+        scripts_sha256=scripts, preserved={}, timeout_s=30, on_log=on_log)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -694,13 +700,17 @@ async def test_a_log_that_cannot_be_kept_ends_the_downgrade_instead_of_leaving_i
             raise TransientError("the store is full")
 
     reader = make_reader(slow_project.database)
+    worker = make_worker(slow_project)
+    identity, scripts = await reader.identity(), (await worker.describe()).scripts_sha256
     with pytest.raises(TransientError, match="the store is full"):
-        await make_worker(slow_project).downgrade(
+        await worker.downgrade(
             ("r2",),
             ("r2",),
             ("r1",),
             run="run-1",
-            identity=await reader.identity(),
+            identity=identity,
+            scripts_sha256=scripts,
+            preserved={},
             timeout_s=20,
             on_log=on_log,
         )
@@ -829,3 +839,71 @@ def test_the_child_is_of_a_python_as_old_as_alembics_own_floor_and_imports_nothi
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     roots = {name.partition(".")[0] for name in imported}
     assert roots - set(sys.stdlib_module_names) == {"alembic", "sqlalchemy"}
+
+
+# -- what planning must never do, and what running must never miss ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        # SQLAlchemy, whatever driver.
+        "__import__('sqlalchemy').create_engine({url!r}).connect().exec_driver_sql('DROP TABLE customer')",
+        # libpq, below Python.
+        "__import__('psycopg').connect({libpq!r}).execute('DROP TABLE customer')",
+        # Another process.
+        "__import__('subprocess').run(['true'])",
+        # A plain socket.
+        "__import__('socket').create_connection(('127.0.0.1', 9))",
+    ],
+)
+async def test_reading_a_downgrade_that_reaches_out_by_itself_reaches_nothing(
+    stage: Any, bare_project: Any, make_worker: Any, escape: str
+) -> None:
+    """Planning touches nothing, whatever the migration's code opens."""
+    bare_project.revision("r1", "op.execute('CREATE TABLE customer (id int)')", "pass")
+    bare_project.upgrade()
+    url = stage.server.url(bare_project.database, driver="psycopg")
+    libpq = stage.server.url(bare_project.database)
+    bare_project.revision("r2", "pass", escape.format(url=url, libpq=libpq))
+    read = (await make_worker(bare_project).read(("r2",)))["r2"]
+    assert "opens a connection or a process of its own" in read.failed
+    assert "customer" in tables(stage, bare_project.database)
+
+
+async def test_a_downgrade_that_asks_whether_it_is_rendered_is_unread(
+    bare_project: Any, make_worker: Any
+) -> None:
+    """What it renders would say nothing of what it runs."""
+    bare_project.revision("r1", "pass", "op.get_context().as_sql or op.execute('DELETE FROM customer')")
+    bare_project.upgrade()
+    read = (await make_worker(bare_project).read(("r1",)))["r1"]
+    assert "something else when it is only rendered" in read.failed
+    assert read.statements == ()
+
+
+async def test_scripts_that_are_not_the_planned_ones_do_not_run(
+    stage: Any, project: Any, make_worker: Any, downgrade: Downgrade
+) -> None:
+    with pytest.raises(RefusedError, match="changed since the plan"):
+        await downgrade(make_worker(project), project.database, scripts_sha256="0" * 64)
+    assert project.heads() == ["r3"]
+
+
+async def test_a_table_that_somebody_wrote_to_since_it_was_dumped_is_not_dropped(
+    stage: Any, project: Any, make_worker: Any, downgrade: Downgrade
+) -> None:
+    """The tables are locked and counted before the first statement."""
+    stage.run(project.database, "INSERT INTO invoice DEFAULT VALUES")
+    with pytest.raises(RefusedError, match="something still writes"):
+        await downgrade(make_worker(project), project.database, preserved={"public.invoice": 0})
+    assert project.heads() == ["r3"]
+    await downgrade(make_worker(project), project.database, preserved={"public.invoice": 1})
+    assert project.heads() == ["r2"]
+
+
+async def test_env_py_shows_its_search_path_and_whether_it_commits_each_statement(
+    project: Any, make_worker: Any
+) -> None:
+    shown = await make_worker(project).environment()
+    assert (shown.search_path, shown.commits_each_statement) == (("public",), False)

@@ -213,7 +213,23 @@ def test_a_revision_that_cannot_be_taken_off_blocks_the_plan(body: DowngradeBody
 
 def test_an_unknown_old_release_blocks_the_plan_only_where_the_plan_would_start_it() -> None:
     assert "nobody said which release ran before" in plan(read(), release_to="").blockers[0]
-    assert plan(read(), release_to="", starts_application=False).blockers == ()
+    by_hand = plan(read(), release_to="", starts_application=False, stops_application=False)
+    assert by_hand.blockers == ()
+    assert "which release to start" in plan(read(), release_to="", stops_application=False).blockers[0]
+
+
+def test_a_plan_that_would_leave_the_application_stopped_is_blocked() -> None:
+    assert "none starts it" in plan(read(), starts_application=False).blockers[0]
+
+
+def test_a_running_release_that_nobody_named_is_warned_of() -> None:
+    assert any("which release runs now" in text for text in plan(read(), release_from="").warnings)
+
+
+def test_where_nothing_can_be_undone_each_revision_stands_alone() -> None:
+    downgrades = [s for s in plan(read(), never_transactional=True).steps if isinstance(s, Downgrade)]
+    assert all(s.alone_because == "env.py's connection commits each statement" for s in downgrades)
+    assert [s.attempts for s in downgrades] == [1] * len(downgrades)
 
 
 def test_where_nothing_stops_the_application_whoever_approves_is_warned() -> None:

@@ -1,6 +1,6 @@
 """Small fakes at the ports: one world of plain values, and for each port a few lines that read or change it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -90,6 +90,9 @@ class FakeDatabase:
     ) -> tuple[TableCount, ...]:
         return tuple(TableCount(table=name, rows=3, exact=True) for name in sorted(self.world.tables))
 
+    async def resolve_tables(self, tables: tuple[str, ...], search_path: tuple[str, ...]) -> tuple[str, ...]:
+        return tables
+
     async def wait_for_migration_lock(self, timeout_s: float) -> bool:
         return True
 
@@ -127,12 +130,12 @@ class FakeWorker:
     async def environment(self) -> MigrationEnvironment:
         return MigrationEnvironment(
             heads=self.world.heads, version_table="alembic_version", version_table_schema="",
-            transaction_per_migration=False, driver="psycopg",
+            transaction_per_migration=False, commits_each_statement=False, search_path=("public",), driver="psycopg",
         )  # fmt: skip
 
     async def downgrade(
         self, revisions: tuple[str, ...], from_heads: tuple[str, ...], to_heads: tuple[str, ...], *, run: str,
-        identity: DatabaseIdentity, timeout_s: float, on_log: LogSink,
+        identity: DatabaseIdentity, scripts_sha256: str, preserved: Mapping[str, int], timeout_s: float, on_log: LogSink,
     ) -> DowngradeResult:  # fmt: skip
         self.world.calls.append("downgrade")
         await on_log("-- downgrade b")

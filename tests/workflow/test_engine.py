@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from tests.workflow.conftest import MakeRig
 from tests.workflow.fakes import NEW, OLD, World
@@ -287,17 +288,27 @@ async def test_a_second_engine_on_the_same_run_stops_the_first(
     assert rig.world.running == OLD
 
 
-async def test_a_log_line_that_cannot_be_stored_stops_the_run(
+async def test_a_log_line_that_cannot_be_stored_does_not_stop_a_migration_halfway(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(lines: list[LogLine]) -> None:
         raise StoreUnavailableError("the disk is full")
 
     monkeypatch.setattr(rig.store, "log", full)
-    run = await ask(rig)
-    await rig.until(lambda: "downgrade" in rig.world.calls and not rig.engine.executes(run.id))
-    assert (await rig.store.unfinished_runs())[0].state is RunState.RUNNING
-    assert rig.world.running == ""
+    await ask(rig)
+    assert (await rig.ended_run()).state is RunState.SUCCEEDED
+    assert rig.world.calls.count("downgrade") == 1
+
+
+async def test_a_run_that_is_held_or_finished_is_not_executed_whoever_asks(rig: Rig) -> None:
+    rig.world.mishaps = [lambda: rig.world.tables.add("half_done")]
+    held = await ask(rig)
+    await rig.until(lambda: not rig.engine.executes(held.id))
+    before = list(rig.world.calls)
+    assert (await rig.ended_run()).state is RunState.HELD
+    stale = msgspec.structs.replace(held, state=RunState.RUNNING)
+    assert (await rig.engine.start(stale)).state is RunState.HELD
+    assert rig.world.calls == before
 
 
 @pytest.mark.parametrize("kind", ["back_up", "stop_application", "downgrade", "start_application"])

@@ -2,12 +2,14 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from tests.workflow.conftest import MakeRig
 from tests.workflow.fakes import NEW, OLD
 from tests.workflow.rig import Rig, a_target
 
 from rollbackd.core.assess import DeployWord
+from rollbackd.core.gates import Mode
 from rollbackd.core.records import Deployment, Run
 from rollbackd.core.run import RunState
 from rollbackd.core.schema import Schema
@@ -209,9 +211,51 @@ async def test_a_target_at_rest_holds_neither_connection_nor_worker(rig: Rig) ->
 async def test_a_rollback_can_be_asked_for_by_an_event(rig: Rig) -> None:
     await rig.deploy()
     outcome = await rig.send("rollback.requested", to_revision="a", reason="it is bad")
-    assert "a rollback was asked for" in outcome
     run = await rig.ended_run()
-    assert (run.state, run.requested_by, run.trigger) == (RunState.SUCCEEDED, "hook:cd", "manual")
+    assert f"{run.id} was asked for" in outcome
+    assert (run.state, run.requested_by, run.trigger) == (RunState.SUCCEEDED, "hook:cd", "automatic")
+
+
+async def test_a_rollback_asked_for_by_an_event_passes_the_gates_of_automation(make_rig: MakeRig) -> None:
+    rig = await make_rig(a_target(mode=Mode.SHADOW))
+    await rig.deploy()
+    assert "shadow" in await rig.send("rollback.requested", to_revision="a", reason="it is bad")
+    assert await rig.run() is None
+
+
+async def test_a_deploy_inside_the_bake_time_of_its_predecessor_is_not_blamed_for_its_migration(
+    rig: Rig,
+) -> None:
+    first = await rig.deploy()
+    assert first.heads_before == ("a",)
+    rig.clock.advance(5)
+    await rig.send("deploy.started", deployment="4712", version="3.0", previous_version=NEW)
+
+    async def second() -> Deployment | None:
+        found = await rig.watched()
+        return found if found is not None and found.sender_id == "4712" else None
+
+    hotfix: Deployment = await rig.until(second)
+    assert hotfix.heads_before == ("b",)
+
+
+async def test_an_alert_that_is_sent_again_began_when_it_began(rig: Rig) -> None:
+    alert = {"category": "errors", "severity": "critical", "name": "OrdersFailing"}
+    began = rig.clock.now()
+    await rig.send("signal.firing", **alert)
+    rig.clock.advance(3600)
+    await rig.send("signal.firing", **alert)
+    known = await rig.store.signals("shop", "staging", began)
+    assert [(s.started_at - began).total_seconds() < 1 for s in known] == [True]
+
+
+async def test_a_pipeline_that_is_run_again_with_the_same_id_is_watched_anew(rig: Rig) -> None:
+    first = await rig.deploy(migrates=False)
+    ended = msgspec.structs.replace(await rig.deployment(), ended_at=rig.clock.now(), outcome="kept")
+    await rig.store.save_deployment(ended)
+    await rig.send("deploy.started", deployment="4711", version=NEW, previous_version=OLD)
+    again = await rig.until(rig.watched)
+    assert again.id != first.id
 
 
 async def waiting(make_rig: MakeRig, asked_by: str) -> tuple[Rig, Run]:

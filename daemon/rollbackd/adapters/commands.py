@@ -15,6 +15,7 @@ from rollbackd.errors import PermanentError, TransientError
 from rollbackd.settings import Command, DeploymentCommands
 
 MOST_OUTPUT = 65_536
+LOOK_AGAIN_S = 0.5
 EXIT_POLL_S = 0.05
 LAST_WORDS_S = 0.3
 
@@ -161,14 +162,25 @@ class CommandApplication:
         return ended.code == 0
 
     async def _run(self, command: Command | None, version: str) -> None:
+        """Run it, and wait until its effect is there: many a command returns before it is done."""
         if command is None:
             raise PermanentError("no command is declared for this")
+        until = asyncio.get_running_loop().time() + command.timeout
         ended = await run_command(_filled(command.command, version), command.timeout, self._environment)
         if ended.code != 0:
             raise TransientError(
                 f"{command.command[0]} ended with exit code {ended.code}: {ended.last_words()}"
             )
+        while not await self._holds(command, version):
+            if asyncio.get_running_loop().time() >= until:
+                raise TransientError(
+                    f"{command.command[0]} ended well, and its effect wasn't there after {command.timeout:g} s"
+                )
+            await asyncio.sleep(LOOK_AGAIN_S)
 
 
 def _filled(argv: tuple[str, ...], version: str) -> tuple[str, ...]:
+    """The arguments with the release's name, which came from outside: it must not pass for an option or a path upwards."""
+    if version.startswith("-") or ".." in version or any(ord(c) < 32 for c in version):
+        raise PermanentError(f"{version!r} can't be the name of a release")
     return tuple(argument.replace("{version}", version) for argument in argv)

@@ -35,11 +35,7 @@ class HttpProber:
         try:
             timeout = aiohttp.ClientTimeout(total=float(probe.timeout))
             async with self._session.get(probe.url, timeout=timeout, allow_redirects=False) as response:
-                text = (
-                    (await response.content.read(MOST_TEXT_BYTES)).decode(errors="replace")
-                    if probe.expect_text
-                    else ""
-                )
+                text = (await _read(response.content)).decode(errors="replace") if probe.expect_text else ""
         except aiohttp.ClientConnectorDNSError as error:
             return reading(Quality.ERROR, None, f"its name can't be resolved: {error}")
         except aiohttp.ClientConnectorCertificateError as error:
@@ -63,3 +59,11 @@ class HttpProber:
         """Close the client."""
         if self._session is not None:
             await self._session.close()
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    """The page up to its end or the limit: one read gives no more than what has come so far."""
+    found = b""
+    while len(found) < MOST_TEXT_BYTES and (chunk := await content.read(MOST_TEXT_BYTES - len(found))):
+        found += chunk
+    return found

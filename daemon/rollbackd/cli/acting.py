@@ -1,7 +1,8 @@
 """Commands that change something: through the running daemon, or, when none runs, by themselves under its lock."""
 
 import asyncio
-import getpass
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ release_option = click.option(
 
 
 def _me() -> str:
-    return f"local:{getpass.getuser()}"
+    # Not getpass: that believes the environment, and this name stands for a person.
+    return f"local:{pwd.getpwuid(os.getuid()).pw_name}"
 
 
 @click.command()

@@ -73,6 +73,7 @@ class Downgrade(StepBase, frozen=True, tag="downgrade"):
     from_heads: tuple[str, ...]
     to_heads: tuple[str, ...]
     changes_schema: bool
+    changes_data: bool = False
     alone_because: str = ""
 
 
@@ -218,6 +219,8 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
     has_probes: bool,
     has_backup: bool,
     one_transaction_each: bool,
+    can_preserve: bool = True,
+    never_transactional: bool = False,
 ) -> Plan:
     """Lay out the way back `stop_writes`: everything from the look before to the confirmation after."""
     revisions = tuple(planned_revision(graph, read[revision_id]) for revision_id in path.revisions)
@@ -226,6 +229,18 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
     if stops_application and starts_application and not release_to:
         blockers.append(
             "nobody said which release ran before: give previous_version with the deploy, or --release"
+        )
+    if stops_application and not starts_application:
+        blockers.append(
+            "a command stops the application and none starts it: declare 'deployment.start' as well"
+        )
+    if starts_application and not stops_application and not release_to:
+        blockers.append(
+            "nobody said which release to start: give previous_version with the deploy, or --release"
+        )
+    if stops_application and not release_from:
+        warnings.append(
+            "nobody said which release runs now: if the run fails after the stop, a person has to start it again"
         )
     if not stops_application:
         warnings.append(
@@ -253,10 +268,14 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
         ]
     if stops_application:
         steps.append(StopApplication(timeout_s=times.command_s, version=release_from))
-        if tables and has_backup:
+        if tables and has_backup and can_preserve:
             steps.append(Preserve(timeout_s=times.backup_s, tables=tables))
+    if never_transactional:
+        revisions = tuple(_standing_alone(revision) for revision in revisions)
     steps += _groups(path, revisions, times, one_transaction_each)
-    steps.append(ValidateDatabase(timeout_s=times.look_s, past_return=True, to_heads=path.to_heads))
+    steps.append(
+        ValidateDatabase(timeout_s=times.look_s, attempts=3, past_return=True, to_heads=path.to_heads)
+    )
     if starts_application:
         steps.append(
             StartApplication(timeout_s=times.command_s, attempts=2, past_return=True, version=release_to)
@@ -267,6 +286,7 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
         steps.append(
             Confirm(
                 timeout_s=times.confirm_s + times.look_s,
+                attempts=3,
                 past_return=True,
                 heads=path.to_heads,
                 for_s=times.confirm_s,
@@ -399,6 +419,7 @@ def _groups(
                 from_heads=before,
                 to_heads=after,
                 changes_schema=any(_changes_schema(m) for m in members),
+                changes_data=any(_changes_data(m) for m in members),
                 alone_because=alone,
             )
         )
@@ -424,6 +445,19 @@ _CHANGES = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PERHAPS = re.compile(r"\bIF\s+(?:NOT\s+)?EXISTS\b", re.IGNORECASE)
+
+
+def _standing_alone(revision: PlannedRevision) -> PlannedRevision:
+    return msgspec.structs.replace(
+        revision, stands_alone=revision.stands_alone or "env.py's connection commits each statement"
+    )
+
+
+def _changes_data(revision: PlannedRevision) -> bool:
+    """Whether it may change rows without changing the catalog."""
+    kinds = {EffectKind.UPDATE, EffectKind.DELETE, EffectKind.TRUNCATE, EffectKind.UNREAD}
+    inserts = any(statement.lstrip()[:6].upper() == "INSERT" for statement in revision.statements)
+    return bool(revision.unread) or inserts or any(effect.kind in kinds for effect in revision.effects)
 
 
 def _changes_schema(revision: PlannedRevision) -> bool:

@@ -65,6 +65,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     target: str
+    service: str = ""
     sender_id: str
     version: str
     previous_version: str

@@ -10,9 +10,9 @@ from rollbackd.core.decision import Decision, decide, is_ripe
 from rollbackd.core.facts import Watch
 from rollbackd.core.gates import Gate, GateFinding, GateState, verdict
 from rollbackd.core.matrix import DOWNGRADING, Action, Matrix, Row
-from rollbackd.core.plan import Plan
-from rollbackd.core.records import Deployment, StoredDecision
-from rollbackd.core.run import UNFINISHED, RunState
+from rollbackd.core.plan import Plan, WayBack
+from rollbackd.core.records import Deployment, Run, StoredDecision
+from rollbackd.core.run import FINISHED, UNFINISHED, RunState
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import Announcer, Clock, Store
 from rollbackd.workflow import permitting
@@ -21,7 +21,7 @@ from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
-from rollbackd.workflow.runs import AUTOMATIC, OURSELVES, Runs
+from rollbackd.workflow.runs import AUTOMATIC, MANUAL, OURSELVES, Runs
 
 ENDED_BY_RUN = {
     RunState.SUCCEEDED: "rolled_back",
@@ -70,10 +70,15 @@ class Deciding:
         if row.action is Action.KEEP and not is_over:
             return False
         guarded = self._guarded[deployment.target]
-        if not is_over and not is_ripe(row, since, guarded.settings.policy.confirm_for, now):
+        if not is_ripe(row, since, guarded.settings.policy.confirm_for, now):
             return False
         if row.action in DOWNGRADING or row.action is Action.REDEPLOY_ONLY or row.hold:
-            return await self._act(deployment, evidence, decision, guarded)
+            await self._act(deployment, evidence, decision, guarded)
+            if is_over and not await self._has_run(deployment):
+                # Refused, and its time is over: a person has been told, and nothing acts on it days later.
+                await self._end(deployment, str(Action.INVESTIGATE))
+                return True
+            return False
         await self._say(deployment, evidence, decision, "recorded")
         if is_over:
             await self._end(deployment, "kept" if row.action is Action.KEEP else str(row.action))
@@ -207,16 +212,23 @@ class Deciding:
         return stored
 
     async def _has_run(self, deployment: Deployment) -> bool:
-        return any(run.deployment == deployment.id for run in await self._store.runs(deployment.target, 20))
+        return await self._newest_run(deployment) is not None
+
+    async def _newest_run(self, deployment: Deployment) -> Run | None:
+        """The run that this deployment's fate hangs on: unfinished, ours, or one by hand that brought it back."""
+        for run in await self._store.runs(deployment.target, 20):
+            by_hand_in_vain = run.trigger == MANUAL and run.state in FINISHED - {RunState.SUCCEEDED}
+            if run.deployment == deployment.id and not by_hand_in_vain:
+                return run
+        return None
 
     async def _end_with_its_run(self, deployment: Deployment) -> bool:
-        runs = [
-            run for run in await self._store.runs(deployment.target, 20) if run.deployment == deployment.id
-        ]
-        newest = runs[0]
+        newest = await self._newest_run(deployment)
+        assert newest is not None, "asked for only where there is one"
         if newest.state in UNFINISHED:
             return False
-        await self._end(deployment, ENDED_BY_RUN[newest.state])
+        held = newest.plan.way_back is WayBack.HOLD and newest.state is RunState.SUCCEEDED
+        await self._end(deployment, "abandoned" if held else ENDED_BY_RUN[newest.state])
         return True
 
     async def _end(self, deployment: Deployment, outcome: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from rollbackd.core.plan import Downgrade, Step, step_text
+from rollbackd.core.plan import Downgrade, Preserve, Step, StopApplication, step_text
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
 from rollbackd.errors import (
@@ -96,10 +96,15 @@ class Engine:
     # -- one run -------------------------------------------------------------------------------------------------------
 
     async def _execute(self, run_id: str) -> Run:
-        fence = await self._store.take_lease(run_id)
         run = await self._store.run(run_id)
         if run is None:
             raise NotFoundError(f"there is no run {run_id}")
+        try:
+            # Whoever asked may have looked a while ago: the store refuses what isn't running.
+            fence = await self._store.take_lease(run_id)
+        except RefusedError as error:
+            log.info("run_not_executed", run=run_id, reason=str(error))
+            return await self._store.run(run_id) or run
         lease = Lease(run, fence)
         try:
             return await self._take_steps(lease)
@@ -126,6 +131,7 @@ class Engine:
 
     async def _take_steps(self, lease: Lease) -> Run:
         run = lease.run
+        await self._distrust_the_stop(lease)
         for number, step in enumerate(run.plan.steps):
             if self._stopping.is_set():
                 raise StoppedError
@@ -140,6 +146,24 @@ class Engine:
             except RollbackdError as error:
                 return await self._fail(lease, number, step, error)
         return await self._finish(lease, RunState.SUCCEEDED, "")
+
+    async def _distrust_the_stop(self, lease: Lease) -> None:
+        """Nobody watched since the run was interrupted: what was stopped may have run, and written, in between.
+
+        So before a downgrade was begun, stopping is looked at anew and what was preserved before counts no more.
+        """
+        run = lease.run
+        journal = await self._store.journal_of(run.id)
+        begun = {r.step for r in journal}
+        if any(isinstance(run.plan.steps[number], Downgrade) for number in begun):
+            return
+        for number in sorted(begun):
+            step = run.plan.steps[number]
+            last = [r for r in journal if r.step == number][-1]
+            if isinstance(step, (StopApplication, Preserve)) and last.phase is StepPhase.DONE:
+                await self._record(
+                    lease, step, number, 0, StepPhase.UNDONE, {"because": "the run was interrupted"}
+                )
 
     async def _take(self, step: Step, context: steps.StepContext, lease: Lease) -> None:
         records = [r for r in await context.journal() if r.step == context.number]
@@ -328,7 +352,11 @@ class Engine:
 
         async def write(text: str) -> None:
             self._happenings.tell("statement_executed", run=run.id, target=run.target, text=text)
-            await self._store.log([LogLine(run=run.id, step=number, at=self._clock.now(), text=text)])
+            try:
+                await self._store.log([LogLine(run=run.id, step=number, at=self._clock.now(), text=text)])
+            except StoreUnavailableError as error:
+                # A line that isn't kept must not stop a migration halfway; the journal decides whether to go on.
+                log.warning("log_line_lost", run=run.id, error=str(error), text=text)
 
         async def progressed(progress: Progress) -> None:
             self.progress[run.id] = progress

@@ -18,7 +18,7 @@ from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.retention import prune_backups
-from rollbackd.workflow.runs import MANUAL, Runs
+from rollbackd.workflow.runs import AUTOMATIC, MANUAL, Runs
 from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
 
 EVERYTHING = "*"
@@ -69,7 +69,7 @@ class Operations:
         gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=True, incident="")
         return plan, gates
 
-    async def roll_back(
+    async def roll_back(  # noqa: PLR0913 - what is asked for, each by its name
         self,
         target: str,
         *,
@@ -79,8 +79,12 @@ class Operations:
         incident: str = "",
         release: str = "",
         plan_sha256: str = "",
+        by_person: bool = True,
     ) -> Run:
-        """Ask for a rollback by hand. With `plan_sha256` it must come out as the very plan that was shown."""
+        """Ask for a rollback. With `plan_sha256` it must come out as the very plan that was shown.
+
+        What isn't asked for `by_person` passes the gates of automation: mode, pause, once, cool-down, breaker.
+        """
         guarded = self._named(target)
         if not reason.strip():
             raise RefusedError("a reason is needed: it stands in the report")
@@ -89,13 +93,13 @@ class Operations:
             raise RefusedError("the plan has changed since it was shown: look at it again")
         given = await self._runs.incident_for(guarded, incident, reason, requested_by)
         gates = await permitting.judge(
-            plan, guarded, self._store, self._clock, by_person=True, incident=given
+            plan, guarded, self._store, self._clock, by_person=by_person, incident=given
         )
         deployment = await self._last_deployment(guarded)
         return await self._runs.ask_for(
             plan,
             gates,
-            trigger=MANUAL,
+            trigger=MANUAL if by_person else AUTOMATIC,
             requested_by=requested_by,
             reason=reason,
             incident=given,

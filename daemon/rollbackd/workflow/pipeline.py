@@ -11,7 +11,7 @@ from rollbackd.core.assess import DeployWord
 from rollbackd.core.events import Category, Event, EventKind, Severity
 from rollbackd.core.evidence import Signal
 from rollbackd.core.records import Deployment, Incident, QueuedEvent
-from rollbackd.errors import RollbackdError, StoreUnavailableError
+from rollbackd.errors import RefusedError, RollbackdError, StoreUnavailableError
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.deciding import Deciding
 from rollbackd.workflow.guarded import Guarded
@@ -24,6 +24,7 @@ AT_ONCE = 500
 CROWD = 10
 CROWD_PAUSE_S = 0.05
 UPKEEP_EVERY_S = 30.0
+PREPARED_WITHIN_S = 300.0
 STORE_RETRY_S = 2.0
 # Asking for these a second time would ask for something new.
 NEVER_TWICE = frozenset({EventKind.ROLLBACK_REQUESTED, EventKind.INCIDENT_OPENED})
@@ -87,9 +88,16 @@ class Pipeline:
 
     async def prepared(self, deployment_id: str) -> None:
         """Wait until the state before this deployment is documented and its scripts are kept."""
-        deployment = await self._store.deployment(deployment_id)
-        if deployment is not None:
-            await self._watch(deployment).prepared.wait()
+        known = self._watches.get(deployment_id)
+        if known is None:
+            raise RefusedError(f"{deployment_id} is no longer watched")
+        try:
+            async with asyncio.timeout(PREPARED_WITHIN_S):
+                await known[0].prepared.wait()
+        except TimeoutError:
+            raise RefusedError(
+                f"the state before {deployment_id} wasn't documented within {PREPARED_WITHIN_S:g} s; see the daemon's log"
+            ) from None
 
     def watched(self) -> int:
         """How many deployments are watched."""
@@ -161,8 +169,7 @@ class Pipeline:
             case EventKind.APPROVAL_GRANTED | EventKind.APPROVAL_DENIED:
                 return await self._approval(event, guarded, f"hook:{queued.hook}:{event.actor}")
             case EventKind.ROLLBACK_REQUESTED:
-                self._request_rollback(queued, guarded)
-                return f"{guarded.name}: a rollback was asked for"
+                return await self._request_rollback(queued, guarded)
             case _:
                 return await self._deploy(queued, guarded)
 
@@ -213,6 +220,7 @@ class Pipeline:
         deployment = Deployment(
             id=self._clock.new_id("deploy"),
             target=guarded.name,
+            service=guarded.settings.service,
             sender_id=event.deployment,
             version=event.version,
             previous_version=event.previous_version,
@@ -236,8 +244,11 @@ class Pipeline:
         recent = await self._store.deployments(guarded.name, 20)
         if event.deployment:
             found = [d for d in recent if d.sender_id == event.deployment]
-            if found or event.kind is EventKind.DEPLOY_STARTED:
-                return found[0] if found else None
+            if event.kind is EventKind.DEPLOY_STARTED:
+                # One that ended is over: the same id again is a pipeline that was run again.
+                return next((d for d in found if d.ended_at is None), None)
+            if found:
+                return found[0]
         watched = [d for d in recent if d.ended_at is None]
         if event.version:
             found = [d for d in watched if d.version == event.version]
@@ -299,7 +310,9 @@ class Pipeline:
             for s in await self._store.signals(service, event.environment, at)
             if s.source == queued.hook and s.key == key
         ]
-        started = known[0].started_at if known and resolved is not None else at
+        # One that fires still and is sent again began when it began.
+        still = [s for s in known if resolved is not None or s.resolved_at is None]
+        started = min(still[0].started_at, at) if still else at
         signal = Signal(
             source=queued.hook,
             key=key,
@@ -343,27 +356,18 @@ class Pipeline:
         await self._operations.deny(event.run, actor, reason=event.reason)
         return f"{event.run} denied by {actor}"
 
-    def _request_rollback(self, queued: QueuedEvent, guarded: Guarded) -> None:
-        """Planning takes its time, and the queue must not wait for it."""
-
-        async def ask() -> None:
-            event = queued.event
-            try:
-                await self._operations.roll_back(
-                    guarded.name,
-                    to=event.to_revision,
-                    reason=event.reason,
-                    requested_by=f"hook:{queued.hook}",
-                    release=event.previous_version,
-                )
-            except RollbackdError as error:
-                self._happenings.tell(
-                    "rollback_refused", target=guarded.name, reason=str(error), delivery=queued.delivery
-                )
-
-        task = asyncio.create_task(ask())
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+    async def _request_rollback(self, queued: QueuedEvent, guarded: Guarded) -> str:
+        """Ask for a rollback, as automation: whoever holds a hook's key is no person. Settled once the run is recorded."""
+        event = queued.event
+        run = await self._operations.roll_back(
+            guarded.name,
+            to=event.to_revision,
+            reason=event.reason,
+            requested_by=f"hook:{queued.hook}",
+            release=event.previous_version,
+            by_person=False,
+        )
+        return f"{guarded.name}: {run.id} was asked for and is {run.state}"
 
 
 def _with_word(deployment: Deployment, event: Event, queued: QueuedEvent) -> Deployment:

@@ -1,9 +1,12 @@
 """Making a plan: ask the worker for the graph and the statements, the database for its heads, and let the core lay it out."""
 
+import msgspec
+
 from rollbackd.core.assess import heads_text
 from rollbackd.core.plan import (
     Plan,
     PlannedRevision,
+    Preserve,
     plan_downgrade,
     plan_hold,
     plan_redeploy,
@@ -66,23 +69,39 @@ class Planner:
         read = await self._guarded.worker.read(path.revisions)
         settings = self._guarded.settings
         application = self._guarded.application
-        plan = plan_downgrade(
-            self._guarded.name,
-            graph,
-            path,
-            read,
-            self._guarded.plan_times(),
-            release_from=release_from,
-            release_to=release_to,
-            scripts_sha256=described.scripts_sha256,
-            stops_application=application.can_stop,
-            starts_application=application.can_start,
-            has_probes=bool(settings.probes),
-            has_backup=settings.backs_up,
-            one_transaction_each=environment.transaction_per_migration,
+        plan = await self._qualified(
+            environment.search_path,
+            plan_downgrade(
+                self._guarded.name,
+                graph,
+                path,
+                read,
+                self._guarded.plan_times(),
+                release_from=release_from,
+                release_to=release_to,
+                scripts_sha256=described.scripts_sha256,
+                stops_application=application.can_stop,
+                starts_application=application.can_start,
+                has_probes=bool(settings.probes),
+                has_backup=settings.backs_up,
+                can_preserve=bool(settings.backup.directory),
+                one_transaction_each=environment.transaction_per_migration,
+                never_transactional=environment.commits_each_statement,
+            ),
         )
         self._ready = (key, plan)
         return plan
+
+    async def _qualified(self, search_path: tuple[str, ...], plan: Plan) -> Plan:
+        """The plan with the tables that lose data as the catalog has them."""
+        if not plan.lossy_tables:
+            return plan
+        tables = await self._guarded.database.resolve_tables(plan.lossy_tables, search_path)
+        steps = tuple(
+            msgspec.structs.replace(step, tables=tables) if isinstance(step, Preserve) else step
+            for step in plan.steps
+        )
+        return msgspec.structs.replace(plan, lossy_tables=tables, steps=steps)
 
     async def redeploy(self, *, release_from: str, release_to: str) -> Plan:
         """Plan to put the old release back and leave the database as it is."""

@@ -84,7 +84,7 @@ async def observe(step: Step, context: StepContext) -> Observed:
         case StartApplication():
             return _seen(await context.guarded.application.runs(step.version))
         case Preserve():
-            kept = await context.guarded.backups.find(context.run.id, PRESERVED)
+            kept = await _preserved(context)
             return _seen(kept is not None and kept.level >= 4, backup_evidence(kept) if kept else {})
         case Downgrade():
             return await _observe_downgrade(step, context)
@@ -132,8 +132,10 @@ async def prepare_intent(step: Step, context: StepContext) -> Evidence:
     """What must be on record before a step is performed: for a downgrade, the schema right before it."""
     if not isinstance(step, Downgrade):
         return {}
-    document = await document_state(context.guarded, context.store, context.clock, count=False)
-    return {"before_document": document.id}
+    # What the application itself removed until it was stopped is no loss of ours: the counts from here on matter.
+    counts = context.run.plan.stops_writes
+    document = await document_state(context.guarded, context.store, context.clock, count=counts)
+    return {"before_document": document.id, "counted": counts}
 
 
 def can_be_undone(step: Step) -> bool:
@@ -279,11 +281,18 @@ async def _backup_of(context: StepContext) -> BackupRecord | None:
     return next((b for b in known.values() if b.run == context.run.id and b.purpose == ROLLBACK_BACKUP), None)
 
 
+async def _preserved(context: StepContext) -> BackupRecord | None:
+    """The dump of this run that was taken since the application was last seen to be stopped."""
+    kept = await context.guarded.backups.find(context.run.id, PRESERVED)
+    distrusted = [r.at for r in await context.journal() if r.phase is StepPhase.UNDONE]
+    return kept if kept is not None and all(kept.created_at > at for at in distrusted) else None
+
+
 async def _preserve(step: Preserve, context: StepContext) -> Evidence:
     backups = context.guarded.backups
     await _require_stopped(context)
     # A dump that a killed daemon finished and didn't prove is proved now, instead of lying about beside a second one.
-    kept = await backups.find(context.run.id, PRESERVED)
+    kept = await _preserved(context)
     if kept is None or not await backups.is_whole(kept):
         kept = await backups.take(
             context.run.id,
@@ -313,10 +322,19 @@ async def _downgrade(step: Downgrade, context: StepContext) -> Evidence:
         step.to_heads,
         run=context.run.id,
         identity=await guarded.database.identity(),
+        scripts_sha256=context.run.plan.scripts_sha256,
+        preserved=await _rows_preserved(step, context),
         timeout_s=step.timeout_s,
         on_log=context.log,
     )
     return {"worker": msgspec.to_builtins(result)}
+
+
+async def _rows_preserved(step: Downgrade, context: StepContext) -> dict[str, int]:
+    """Rows of the preserved tables as they were dumped; only the first downgrade still has to find them so."""
+    first = next(s for s in context.run.plan.steps if isinstance(s, Downgrade))
+    kept = await _preserved(context) if step == first else None
+    return {count.table: count.rows for count in kept.counts if count.exact} if kept is not None else {}
 
 
 async def _load_planned_scripts(context: StepContext) -> None:
@@ -397,9 +415,15 @@ async def _observe_downgrade(step: Downgrade, context: StepContext) -> Observed:
         evidence["schema_difference"] = difference.lines()
     if found.standing is Standing.TO:
         return Observed(Observation.DONE, evidence)
-    if found.standing is Standing.FROM:
+    if found.standing is Standing.FROM and not (step.alone_because and step.changes_data):
         return Observed(Observation.NOT_DONE, evidence)
-    return Observed(Observation.UNKNOWABLE, evidence, _neither_statement(found.statement, context))
+    said = found.statement
+    if found.standing is Standing.FROM:
+        said = (
+            f"the stamp and the schema are still those of {heads_text(step.from_heads)}, but the downgrade changes rows and"
+            f" couldn't do so in one transaction ({step.alone_because}): whether it did can't be seen"
+        )
+    return Observed(Observation.UNKNOWABLE, evidence, _neither_statement(said, context))
 
 
 def _unknowable(statement: str, heads: tuple[str, ...]) -> Observed:
@@ -489,7 +513,12 @@ def _subject(detail: str) -> str:
 
 
 async def _document_before(context: StepContext) -> StateDocument | None:
-    for record in await context.journal():
+    """The state right before the first downgrade, counted once nothing wrote any more; else that of the look before."""
+    journal = await context.journal()
+    for record in journal:
+        if record.evidence.get("counted"):
+            return await context.store.document(str(record.evidence["before_document"]))
+    for record in journal:
         if "counts" in record.evidence and record.step == 0 and record.phase is StepPhase.DONE:
             return await context.store.document(str(record.evidence["document"]))
     return None

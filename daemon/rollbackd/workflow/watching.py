@@ -23,6 +23,7 @@ from rollbackd.workflow.planning import Planner
 LOOK_EVERY_S = 1.0
 STALE_INTERVALS = 4
 MEASUREMENTS_LOOKED_AT = 500
+DEPLOYMENTS_LOOKED_AT = 20
 log = structlog.get_logger()
 
 # Decides on the evidence; True when the deployment is no longer to be watched.
@@ -73,7 +74,7 @@ class Watch:
                 await self._restore_readings()
                 await self._prepare()
                 self.prepared.set()
-            except RollbackdError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is
                 # Else the deployment would go unwatched, and whoever waits at the gate would wait for ever.
                 log.warning("watch_failed", deployment=self._id, target=self.target, error=str(error))
                 await asyncio.sleep(LOOK_EVERY_S)
@@ -112,7 +113,13 @@ class Watch:
         now = await document_state(self._guarded, self._store, self._clock)
         before: StateDocument = now
         if earlier is not None and set(earlier.heads) != set(now.heads):
-            before = earlier
+            # The revision moved since then, by this deploy if it is the only one: what an earlier one moved is not ours.
+            others = [
+                d
+                for d in await self._store.deployments(self.target, DEPLOYMENTS_LOOKED_AT)
+                if d.id != deployment.id and (d.ended_at is None or d.ended_at > earlier.taken_at)
+            ]
+            before = now if others else earlier
         await self._deployments.change(
             self._id,
             lambda d: msgspec.structs.replace(d, heads_before=before.heads, before_document=before.id),
@@ -132,7 +139,7 @@ class Watch:
             if self._guarded.settings.migrations.prestart:
                 await self._guarded.worker.prestart()
             digest = await self._guarded.worker.keep_scripts()
-        except RollbackdError as error:
+        except (RollbackdError, OSError) as error:
             log.warning("scripts_not_kept", deployment=self._id, target=self._guarded.name, error=str(error))
             return
         await self._deployments.change(self._id, lambda d: msgspec.structs.replace(d, scripts_sha256=digest))
@@ -234,7 +241,7 @@ class Watch:
     async def _firing_where_nothing_was_deployed(self) -> frozenset[str]:
         settings = self._guarded.settings
         elsewhere = await self._store.firing_elsewhere(settings.service, settings.environment)
-        deployed = {d.target for d in await self._store.watched_deployments()}
+        deployed = {d.service for d in await self._store.watched_deployments()}
         return frozenset(
             name for name, services in elsewhere.items() if any(s not in deployed for s in services)
         )
@@ -270,6 +277,8 @@ class Watch:
         if now is None or before is None or set(now) == set(before) or now == self._planned_for:
             return
         self._planned_for = now
+        # On record, so that the next deploy knows what this one moved.
+        await document_state(self._guarded, self._store, self._clock, count=False)
         await self._keep_scripts()
         try:
             await self._planner.downgrade(

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Coroutine
 from datetime import timedelta
@@ -354,18 +355,17 @@ class TargetBackups:
         if backup.location.startswith("reference:"):
             return [f"# restore {backup.location.removeprefix('reference:')} with the tool that made it"]
         side = f"{self._place.database}_{'kept' if backup.tables else 'restored'}"
-        at = f"--host={self._place.host} --port={self._place.port} --username={self._place.user}"
-        create = f"createdb {at} {side}"
-        if not backup.tables:
-            return [
-                create,
-                f"pg_restore {at} --dbname={side} --no-owner --exit-on-error {backup.location}/{WHOLE}",
+        at = [f"--host={self._place.host}", f"--port={self._place.port}", f"--username={self._place.user}"]
+        into = ["pg_restore", *at, f"--dbname={side}", "--exit-on-error"]
+        commands = [["createdb", *at, side]]
+        if backup.tables:
+            commands += [
+                [*into, "--no-owner", "--section=pre-data", f"{backup.location}/{SCHEMA}"],
+                [*into, "--data-only", f"{backup.location}/{TABLES}"],
             ]
-        return [
-            create,
-            f"pg_restore {at} --dbname={side} --no-owner --section=pre-data --exit-on-error {backup.location}/{SCHEMA}",
-            f"pg_restore {at} --dbname={side} --data-only --exit-on-error {backup.location}/{TABLES}",
-        ]
+        else:
+            commands.append([*into, "--no-owner", f"{backup.location}/{WHOLE}"])
+        return [shlex.join(command) for command in commands]
 
     async def _tools(self) -> Finding:
         if self._settings.command:

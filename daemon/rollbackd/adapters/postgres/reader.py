@@ -76,19 +76,36 @@ class PostgresReader:
         # A downgrade changes the version table's rows; that is checked by itself.
         return tuple(c for c in found if c.table.rpartition(".")[2] != self._target.migrations.version_table)
 
+    async def resolve_tables(self, tables: tuple[str, ...], search_path: tuple[str, ...]) -> tuple[str, ...]:
+        """The tables behind these names, as `schema.table`, sorted.
+
+        An unqualified name is looked for in `search_path`, as the migration will. A partitioned table stands for its
+        partitions; a table whose foreign key hands a delete on is affected as well. A name that nothing has is kept.
+        """
+        found: set[str] = set()
+        async with self._reading() as connection:
+            for table in tables:
+                schema, _, name = table.rpartition(".")
+                schemas = [schema] if schema else list(search_path or ("public",))
+                rows = await connection.fetch(_AFFECTED_TABLES, name, schemas)
+                found.update(row[0] for row in rows)
+                if not rows:
+                    found.add(table)
+        return tuple(sorted(found))
+
     async def wait_for_migration_lock(self, timeout_s: float) -> bool:
         """Wait until no session holds the migration lock; False when one still does after `timeout_s` seconds."""
         until = time.monotonic() + timeout_s
         wait_s = 0.01
-        async with self._reading() as connection:
-            while True:
-                if await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
-                    await connection.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
+        while True:
+            async with self._reading() as connection:
+                # Its transaction is this one statement, so that the lock can't outlive it, whoever is cancelled when.
+                if await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK_KEY):
                     return True
-                if time.monotonic() >= until:
-                    return False
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, 0.2)
+            if time.monotonic() >= until:
+                return False
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, 0.2)
 
     async def findings_before(self) -> tuple[Finding, ...]:
         """What could stand in the way of a downgrade: hidden rows, long transactions, prepared transactions."""
@@ -205,6 +222,26 @@ class PostgresReader:
                 raise TransientError(f"the connection to {self._place.text()} was lost: {error}") from None
             except asyncpg.PostgresError as error:
                 raise PermanentError(f"{self._place.text()}: {error}") from None
+
+
+_AFFECTED_TABLES = """
+WITH RECURSIVE named AS (
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relname = $1 AND n.nspname = ANY($2) AND c.relkind IN ('r', 'p')
+     ORDER BY array_position($2, n.nspname::text) LIMIT 1
+), affected(oid) AS (
+    SELECT oid FROM named
+    UNION
+    SELECT next.oid FROM affected a, LATERAL (
+        SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = a.oid
+        UNION ALL
+        SELECT k.conrelid FROM pg_constraint k
+         WHERE k.contype = 'f' AND k.confrelid = a.oid AND k.confdeltype IN ('c', 'n', 'd')
+    ) next(oid)
+)
+SELECT n.nspname || '.' || c.relname FROM affected a JOIN pg_class c ON c.oid = a.oid
+  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'
+"""
 
 
 async def count_tables(

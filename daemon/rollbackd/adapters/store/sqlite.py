@@ -384,6 +384,8 @@ class SqliteStore:
 
         def work(connection: Connection) -> int:
             run = _load_run(connection, run_id)
+            if run.state is not RunState.RUNNING:
+                raise RefusedError(f"{run_id} is {run.state}, so there is nothing to execute")
             changed = msgspec.structs.replace(run, fence=run.fence + 1)
             connection.execute(update(t.run).where(t.run.c.id == run_id).values(**_run_row(changed)))
             return changed.fence

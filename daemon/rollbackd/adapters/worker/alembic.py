@@ -80,7 +80,7 @@ class AlembicWorker:
             answer = await self._ask(await self._child(), "environment")
         return msgspec.convert(answer, MigrationEnvironment)
 
-    async def downgrade(
+    async def downgrade(  # noqa: PLR0913 - what makes a downgrade this one, each by its name
         self,
         revisions: tuple[str, ...],
         from_heads: tuple[str, ...],
@@ -88,6 +88,8 @@ class AlembicWorker:
         *,
         run: str,
         identity: DatabaseIdentity,
+        scripts_sha256: str,
+        preserved: Mapping[str, int],
         timeout_s: float,
         on_log: LogSink,
     ) -> DowngradeResult:
@@ -114,6 +116,8 @@ class AlembicWorker:
                 to_heads=list(to_heads),
                 run=run,
                 identity=msgspec.to_builtins(identity),
+                scripts_sha256=scripts_sha256,
+                preserved=dict(preserved),
                 lock_timeout_s=self._settings.lock_timeout,
                 statement_timeout_s=self._settings.statement_timeout,
                 lock_wait_s=LOCK_WAIT_S,

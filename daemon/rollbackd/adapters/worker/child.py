@@ -15,6 +15,7 @@ import ast
 import base64
 import builtins
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -73,6 +74,64 @@ class AsksQuestion(BaseException):
     """User code called input(). A BaseException, so that a bare `except Exception` in user code can't swallow it."""
 
 
+class TouchesTheWorld(BaseException):
+    """User code tried to reach something while it was only being read. A BaseException, for the same reason."""
+
+
+class Isolation:
+    """While a downgrade is only rendered, it must reach nothing: no connection, no process, whatever opens it."""
+
+    FORBIDDEN = (
+        "socket.connect",
+        "subprocess.Popen",
+        "os.system",
+        "os.posix_spawn",
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+    )
+
+    def __init__(self) -> None:
+        self._on = False
+        self._patched: list[tuple[Any, str, Any]] = []
+        sys.addaudithook(self._audit)
+
+    def __enter__(self) -> None:
+        import sqlalchemy
+        from sqlalchemy import event
+
+        event.listen(sqlalchemy.engine.Engine, "do_connect", self._refuse)
+        # libpq connects below Python, where no audit event tells of it.
+        for driver in ("psycopg", "psycopg2"):
+            try:
+                # Loaded now, so that user code can't load it unpatched.
+                module: Any = importlib.import_module(driver)
+            except ImportError:
+                continue
+            for owner in (module, getattr(module, "Connection", None)):
+                if owner is not None and "connect" in vars(owner):
+                    self._patched.append((owner, "connect", vars(owner)["connect"]))
+                    owner.connect = self._refuse
+        self._on = True
+
+    def __exit__(self, *_: Any) -> None:
+        import sqlalchemy
+        from sqlalchemy import event
+
+        self._on = False
+        for owner, attribute, original in reversed(self._patched):
+            setattr(owner, attribute, original)
+        self._patched.clear()
+        event.remove(sqlalchemy.engine.Engine, "do_connect", self._refuse)
+
+    def _audit(self, name: str, _: Any) -> None:
+        if self._on and name in self.FORBIDDEN:
+            self._refuse()
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TouchesTheWorld("it opens a connection or a process of its own")
+
+
 class Channel:
     """JSON lines to the parent. A parent that died is ignored: what was begun is finished, and the database tells."""
 
@@ -116,6 +175,7 @@ class Worker:
     script: ScriptDirectory
 
     def __init__(self, channel: Channel) -> None:
+        self.isolation = Isolation()
         self.channel = channel
         self.ini = ""
         self.files: dict[str, tuple[int, int]] = {}
@@ -304,10 +364,13 @@ class Worker:
             "statements": [],
             "failed": "",
         }
-        if body == "written":
+        if body == "written" and asks_for_mode(reachable):
+            answer["failed"] = "it does something else when it is only rendered (is_offline_mode, as_sql)"
+        elif body == "written":
             try:
-                answer["statements"] = self._render(revision)
-            except (Exception, AsksQuestion, SystemExit) as error:  # noqa: BLE001 - user code
+                with self.isolation:
+                    answer["statements"] = self._render(revision)
+            except (Exception, AsksQuestion, TouchesTheWorld, SystemExit) as error:  # noqa: BLE001 - user code
                 answer["failed"] = f"{type(error).__name__}: {first_line(error)}"
         return answer
 
@@ -337,6 +400,8 @@ class Worker:
                 version_table=context.version_table,
                 version_table_schema=context.version_table_schema or "",
                 transaction_per_migration=bool(context._transaction_per_migration),
+                commits_each_statement=commits_each_statement(context),
+                search_path=search_path(context),
                 driver=context.dialect.driver,
             )
             return ()
@@ -353,6 +418,8 @@ class Worker:
         to_heads: list[str],
         run: str,
         identity: dict[str, Any],
+        scripts_sha256: str,
+        preserved: dict[str, int],
         lock_timeout_s: float,
         statement_timeout_s: float,
         lock_wait_s: float,
@@ -365,6 +432,10 @@ class Worker:
         guarded: list[Connection] = []
         ran: list[bool] = []
         scripts = [self._revision(revision_id) for revision_id in revisions]
+        if not self.is_current()["current"] or self._digest() != scripts_sha256:
+            raise Refused(
+                "the migration scripts changed since the plan was made: nothing was changed; plan anew"
+            )
 
         def steps(heads: Sequence[str], context: MigrationContext) -> Iterator[Any]:
             if not any(context.connection is connection for connection in guarded):
@@ -375,9 +446,13 @@ class Worker:
                     f" {', '.join(sorted(from_heads)) or 'base'}: nothing was changed"
                 )
             ran.append(True)
-            for script in scripts:
+            for number, script in enumerate(scripts):
                 self.channel.send(type="revision", revision=script.revision)
-                yield MigrationStep.downgrade_from_script(self.script.revision_map, script)
+                step = MigrationStep.downgrade_from_script(self.script.revision_map, script)
+                if number == 0 and preserved:
+                    # Inside the step's own transaction, so that the locks hold until its end.
+                    step.migration_fn = self._after_counting(step.migration_fn, context, preserved)
+                yield step
 
         def guard(connection: Connection, options: dict[str, Any]) -> None:
             was_in_transaction = connection.in_transaction()
@@ -448,6 +523,31 @@ class Worker:
         if connection.dialect.name != "postgresql":
             raise Refused(f"env.py connects to {connection.dialect.name}; only PostgreSQL is supported")
 
+    def _after_counting(
+        self, downgrade: Callable[..., Any], context: MigrationContext, preserved: dict[str, int]
+    ) -> Callable[..., Any]:
+        def counted_first(**options: Any) -> Any:
+            assert context.connection is not None, "a downgrade runs on a connection"
+            self._require_rows(context.connection, preserved, locks=not commits_each_statement(context))
+            return downgrade(**options)
+
+        return counted_first
+
+    def _require_rows(self, connection: Connection, preserved: dict[str, int], locks: bool) -> None:
+        """Nobody may have written since the tables were dumped: they are locked, and then counted."""
+        preparer = connection.dialect.identifier_preparer
+        for name, rows in sorted(preserved.items()):
+            schema, _, table = name.partition(".")
+            quoted = f"{preparer.quote(schema)}.{preparer.quote(table)}"
+            if locks:
+                connection.exec_driver_sql(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
+            found = connection.exec_driver_sql(f"SELECT count(*) FROM {quoted}").scalar()  # noqa: S608 - quoted
+            if found != rows:
+                raise Refused(
+                    f"{name} holds {found} rows, and held {rows} when it was dumped: something still writes; nothing was"
+                    " changed. Stop whatever it is, then ask for a rollback anew"
+                )
+
     def _require_identity(self, connection: Connection, identity: dict[str, Any]) -> None:
         name, oid, readable = connection.exec_driver_sql(
             "SELECT d.datname, d.oid::bigint, has_function_privilege('pg_control_system()', 'EXECUTE')"
@@ -507,6 +607,22 @@ class Worker:
         return mark
 
 
+def commits_each_statement(context: MigrationContext) -> bool:
+    """Whether nothing can be undone: no transactional DDL, or a connection in autocommit."""
+    if not context.impl.transactional_ddl:
+        return True
+    level = context.connection.get_isolation_level() if context.connection is not None else ""
+    return str(level).upper() == "AUTOCOMMIT"
+
+
+def search_path(context: MigrationContext) -> list[str]:
+    """The schemas in which env.py's connection looks for an unqualified name."""
+    if context.connection is None:
+        return []
+    found = context.connection.exec_driver_sql("SELECT unnest(current_schemas(false))::text").scalars()
+    return [str(name) for name in found]
+
+
 def listen_to_statements(connection: Connection, channel: Channel, counted: dict[str, Any]) -> None:
     """Stream each statement to the parent as it is executed."""
     from sqlalchemy import event
@@ -555,6 +671,13 @@ def body_of(function: ast.FunctionDef | None, functions: Functions) -> str:
 
 def is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath([os.path.realpath(path), os.path.realpath(folder)]) == os.path.realpath(folder)
+
+
+def asks_for_mode(nodes: list[ast.AST]) -> bool:
+    """Whether the code asks if it is being rendered: then what it renders says nothing of what it runs."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("is_offline_mode", "as_sql") for node in nodes
+    )
 
 
 def is_comment(text: str) -> bool:
@@ -614,7 +737,7 @@ def first_line(error: BaseException) -> str:
 
 def redact(text: str) -> str:
     """No password of any URL leaves the worker."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
 
 
 def where_in_user_code(error: BaseException) -> str:
