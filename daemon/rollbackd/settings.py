@@ -264,7 +264,3 @@ class Settings(Section, frozen=True, kw_only=True):
     def target(self, name: str) -> Target | None:
         """The target of this name."""
         return next((target for target in self.targets if target.name == name), None)
-
-    def target_for(self, service: str, environment: str) -> tuple[Target, ...]:
-        """The targets that a service's events in an environment are about."""
-        return tuple(t for t in self.targets if t.service == service and t.environment == environment)

@@ -250,6 +250,9 @@ def test_a_probe_that_failed_before_is_named_and_set_aside() -> None:
         # From the end of the grace where nobody said that it succeeded.
         ({"succeeded_at": None, "deploy": W.STARTED}, 19.9, Watch.BAKING),
         ({"succeeded_at": None, "deploy": W.STARTED}, 20, Watch.OVER),
+        # A migration that is under way is waited for, a day long.
+        ({"succeeded_at": None, "deploy": W.STARTED, "migration": W.STARTED}, 600, Watch.BAKING),
+        ({"succeeded_at": None, "deploy": W.STARTED, "migration": W.STARTED}, 1441, Watch.OVER),
     ],
 )
 def test_the_bake_time_ends_to_the_second(changed: dict[str, Any], minutes: float, watch: Watch) -> None:

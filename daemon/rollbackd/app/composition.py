@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from rollbackd.adapters.announcements import WebhookAnnouncer
 from rollbackd.adapters.backup.backups import TargetBackups
@@ -95,11 +95,18 @@ def compose(configuration: Configuration, store: SqliteStore, happenings: Happen
     )
 
 
+def _database_key(url: URL) -> str:
+    """One key for one database. Names for one host can't all be known; the lock in the database itself is the last word."""
+    host = str(url.query.get("host", "")) or url.host or "localhost"
+    here = host in ("localhost", "127.0.0.1", "::1")
+    return f"{'localhost' if here else host.lower()}:{url.port or 5432}/{url.database}"
+
+
 def _guard(target: Target, store_id: str, clock: SystemClock, prober: HttpProber, kept: Path) -> Guarded:
     url = make_url(target.database.url)
     return Guarded(
         settings=target,
-        database_key=f"{url.host or 'localhost'}:{url.port or 5432}/{url.database}",
+        database_key=_database_key(url),
         database=PostgresReader(target),
         worker=AlembicWorker(target, kept),
         backups=TargetBackups(target, store_id, clock),

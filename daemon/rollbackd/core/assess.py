@@ -9,6 +9,9 @@ from rollbackd.core.events import Category, Severity
 from rollbackd.core.evidence import ProbeState, Signal
 from rollbackd.core.facts import Application, Bug, Data, Errors, Facts, Migration, Performance, Watch
 
+# A migration that began and of whose end nobody spoke for so long is no longer waited for.
+LONGEST_MIGRATION_S = 86_400.0
+
 
 class DeployWord(StrEnum):
     """What the CD system last said about the deploy or its migration."""
@@ -192,6 +195,9 @@ def _application(
 
 
 def _watch(evidence: Evidence, now: datetime) -> tuple[Watch, str]:
+    longest = evidence.started_at + timedelta(seconds=LONGEST_MIGRATION_S)
+    if evidence.deploy is DeployWord.STARTED and evidence.migration is DeployWord.STARTED and now < longest:
+        return Watch.BAKING, "the migration is under way"
     counted_from = evidence.succeeded_at or evidence.started_at + timedelta(seconds=evidence.start_grace_s)
     ends = counted_from + timedelta(seconds=evidence.bake_time_s)
     if now < ends:

@@ -71,6 +71,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     executed_by: str
     approved_by: tuple[str, ...]
+    writes_stopped_by: str
     incident: str
     method: str
     from_heads: tuple[str, ...]
@@ -142,6 +143,7 @@ def _facts(report: Report) -> list[str]:
         ("Reason", report.reason),
         ("Executed by", report.executed_by),
         ("Approved by", ", ".join(report.approved_by) or "no approval was needed"),
+        ("Writes stopped by", report.writes_stopped_by or "the plan's own step"),
         ("Incident", report.incident or "none"),
         ("From", _heads(report.from_heads, report)),
         ("To", _heads(report.to_heads, report)),

@@ -181,8 +181,8 @@ class Deciding:
         said = self._said.get(deployment.id)
         if said is not None and said[0] == signature:
             return said[1]
-        self._said[deployment.id] = (signature, stored)
         await self._store.save_decision(stored)
+        self._said[deployment.id] = (signature, stored)
         guarded = self._guarded[deployment.target]
         self._happenings.tell(
             "decision_made",
@@ -231,9 +231,13 @@ class Deciding:
         await self._end(deployment, "abandoned" if held else ENDED_BY_RUN[newest.state])
         return True
 
+    def forget(self, deployment_id: str) -> None:
+        """A deployment is over: nothing has to be remembered of it."""
+        self._matching.pop(deployment_id, None)
+        self._said.pop(deployment_id, None)
+
     async def _end(self, deployment: Deployment, outcome: str) -> None:
-        self._matching.pop(deployment.id, None)
-        self._said.pop(deployment.id, None)
+        self.forget(deployment.id)
         known = await self._store.deployment(deployment.id)
         if known is None or known.ended_at is not None:
             # Superseded while this was decided: it has its outcome.

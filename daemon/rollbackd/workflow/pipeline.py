@@ -207,6 +207,7 @@ class Pipeline:
                     older.id,
                     lambda known: msgspec.structs.replace(known, ended_at=ended_at, outcome="superseded"),  # noqa: B023 - called at once
                 )
+                self._deciding.forget(older.id)
                 self._happenings.tell(
                     "deployment_ended",
                     deployment=older.id,

@@ -16,6 +16,7 @@ from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
 
 LOG_LINES = 500
+NOBODY_STOPPED = "nothing had to be stopped"
 
 
 class Reporting:
@@ -53,6 +54,7 @@ class Reporting:
             reason=run.reason,
             executed_by=f"{run.requested_by} ({run.trigger})",
             approved_by=tuple(a.actor for a in approvals if a.granted),
+            writes_stopped_by=run.writes_stopped_by or ("" if run.plan.stops_writes else NOBODY_STOPPED),
             incident=run.incident,
             method=str(run.plan.way_back),
             from_heads=run.plan.from_heads,

@@ -7,7 +7,7 @@ from datetime import timedelta
 import msgspec
 import structlog
 
-from rollbackd.core.gates import GateFinding, GateState, verdict
+from rollbackd.core.gates import GateFinding, GateState
 from rollbackd.core.plan import Plan, WayBack
 from rollbackd.core.records import Approval, Incident, Run
 from rollbackd.core.run import RunState
@@ -301,11 +301,6 @@ class Runs:
             after=str(after),
         )
         return moved
-
-
-def waits_for_person(gates: tuple[GateFinding, ...]) -> bool:
-    """Whether these gates make a run wait for an approval."""
-    return verdict(gates) is GateState.NEEDS_PERSON
 
 
 def describe_run(run: Run) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Watching one deployment from its start to the end of its bake time: documents, measures, and asks for a decision."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -157,6 +158,11 @@ class Watch:
         deployment = await self._deployment()
         if deployment.ended_at is not None:
             return True
+        if deployment.heads_before is None:
+            # It couldn't be documented at first; what moved since then is told by the document before.
+            with contextlib.suppress(RollbackdError):
+                await self._document_before(deployment)
+            deployment = await self._deployment()
         evidence = await self._gather(deployment)
         await self._plan_way_back(deployment, evidence)
         return await self._decide(deployment, evidence)
