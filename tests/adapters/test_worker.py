@@ -816,7 +816,7 @@ async def test_whoever_asks_while_a_downgrade_runs_gets_a_child_of_its_own(
     slow_project: Any, make_worker: Any, downgrade: Any
 ) -> None:
     worker, lines = make_worker(slow_project), []
-    slow_project.revision("r2", "pass", "op.drop_table('u')\nop.execute('SELECT pg_sleep(1.5)')", down="'r1'")
+    slow_project.revision("r2", "pass", "op.drop_table('u')\nop.execute('SELECT pg_sleep(5)')", down="'r1'")
     asked = asyncio.create_task(
         downgrade(worker, slow_project.database, ("r2",), ("r2",), ("r1",), lines=lines)
     )

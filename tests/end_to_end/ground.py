@@ -282,9 +282,11 @@ class Ground:
         ]
 
     def backups(self, purpose: str = "") -> list[Path]:
-        """Complete backups on disk, of one purpose where it is named."""
-        manifests = sorted((self.folder / "backups" / "shop").glob("[!.]*/manifest.json"))
-        return [m.parent for m in manifests if purpose in ("", json.loads(m.read_text())["purpose"])]
+        """Complete backups on disk, oldest first, of one purpose where it is named."""
+        manifests = (self.folder / "backups" / "shop").glob("[!.]*/manifest.json")
+        found = [(json.loads(m.read_text()), m.parent) for m in manifests]
+        known = sorted((m["created_at"], place) for m, place in found if purpose in ("", m["purpose"]))
+        return [place for _, place in known]
 
     def leftovers(self) -> list[str]:
         """What unfinished backups and proofs leave behind, on disk and on the server."""

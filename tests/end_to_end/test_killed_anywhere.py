@@ -53,8 +53,8 @@ def kill_at(ground: Ground, point: dict[str, Any]) -> datetime:
 
 
 def kept_rows(ground: Ground, table: str) -> list[str]:
-    """The rows of a table that the kept dump holds, as pg_restore writes them."""
-    (kept,) = ground.backups("preserve")
+    """The rows of a table that the newest kept dump holds, as pg_restore writes them."""
+    kept = ground.backups("preserve")[-1]
     argv = [
         ground.server.bin_directory / "pg_restore",
         "--data-only",
@@ -97,7 +97,9 @@ def test_a_killed_daemon_finishes_the_run_after_its_restart(shop: Ground, point:
     assert kept_rows(shop, "customers") == nicknames
     assert kept_rows(shop, "visits") == visits
     assert shop.running() == OLD
-    assert all(phases(run, kind).count("done") == 1 for kind in STEPS)
+    # What was stopped may have run while nobody watched: stopping and preserving are done again before a downgrade.
+    done = {kind: phases(run, kind).count("done") - phases(run, kind).count("undone") for kind in STEPS}
+    assert done == dict.fromkeys(STEPS, 1)
     assert len(shop.backups("rollback")) == 1
     if point["moment"] in ("intent", "unrecorded"):
         first, last = times(run, point["kind"])
@@ -232,7 +234,9 @@ def test_a_second_kill_on_the_way_changes_nothing(shop: Ground) -> None:
     run = shop.ended_run()
     assert run["state"] == "succeeded", run["statement"]
     assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
-    assert len(shop.backups("rollback")) == len(shop.backups("preserve")) == 1
+    # The service may have run while nobody watched: what was preserved before the kill counts no more.
+    assert len(shop.backups("rollback")) == 1
+    assert len(shop.backups("preserve")) == 2
     assert shop.commands() == ["stop", f"start {OLD}"]
 
 

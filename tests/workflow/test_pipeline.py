@@ -324,3 +324,26 @@ async def test_a_schema_that_cannot_be_read_leaves_a_failed_migration_unknown(
     assert await rig.run() is None
     assert rig.task is not None
     assert not rig.task.done()
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("deploy.failed", {"deployment": "888", "version": "8.8"}),
+        ("migration.failed", {"deployment": "888"}),
+        ("deploy.failed", {"version": "8.8"}),
+    ],
+)
+async def test_a_failure_of_another_deployment_says_nothing_about_the_one_being_watched(
+    rig: Rig, kind: str, named: dict[str, str]
+) -> None:
+    await rig.deploy()
+    outcome = await rig.send(kind, **named)
+    assert "no deployment that is known here" in outcome
+    known = await rig.deployment()
+    assert (known.sender_id, known.deploy, known.migration) == (
+        "4711",
+        DeployWord.SUCCEEDED,
+        DeployWord.NOTHING,
+    )
+    assert len(await rig.store.deployments("shop", 10)) == 1

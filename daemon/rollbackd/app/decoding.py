@@ -3,6 +3,7 @@
 import difflib
 import types
 import typing
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -83,8 +84,18 @@ def _leaf(document: Any, kind: Any, path: str, problems: list[str]) -> Any:
             return SecretReference.parse(document)
         return msgspec.convert(document, kind)
     except (ValueError, msgspec.ValidationError) as error:
-        problems.append(f"{path}: {error}")
+        allowed = _allowed(kind)
+        problems.append(f"{path}: {error}" + (f"; it is one of {', '.join(allowed)}" if allowed else ""))
         return None
+
+
+def _allowed(kind: Any) -> list[str]:
+    """The values that an enum or a Literal has."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(member.value) for member in kind]
+    return (
+        [str(value) for value in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else []
+    )
 
 
 def _join(path: str, key: str) -> str:

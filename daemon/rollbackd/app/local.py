@@ -108,12 +108,14 @@ async def running_daemon(path: Path) -> DaemonClient | None:
     A person who isn't on the daemon's machine, or has to be somebody else there, has a token of their own.
 
     Raises:
-        UsageError: when only one of the two is set.
+        UsageError: when there is a token and no address for it.
     """
     url, token = os.environ.get("ROLLBACKD_URL", ""), os.environ.get("ROLLBACKD_TOKEN", "")
-    if bool(url) != bool(token):
-        raise UsageError("ROLLBACKD_URL and ROLLBACKD_TOKEN go together: the daemon's address and your token")
-    if url:
+    if token and not url:
+        raise UsageError(
+            "ROLLBACKD_TOKEN is set and ROLLBACKD_URL isn't: the token needs the daemon's address"
+        )
+    if token:
         return DaemonClient(None, url=url.rstrip("/"), token=token)
     client = daemon_client(load_configuration(path))
     return client if await client.is_there() else None

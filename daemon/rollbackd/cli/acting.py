@@ -277,16 +277,21 @@ def _checklist(document: dict[str, Any], target: str) -> None:
     plan_ = document["plan"]
     points = ["Have you told the people who use it?"]
     if plan_["loses"]:
-        points.append("Are you sure that what it destroys may go (it is kept as the plan says)?")
+        kept = any(step["kind"] == "preserve" for step in plan_["steps"])
+        how = "it is kept as the plan says" if kept else "nothing but the backup will have it"
+        points.append(f"Are you sure that what it destroys may go ({how})?")
     if not any(step["kind"] == "stop_application" for step in plan_["steps"]):
         points.append("Is the application stopped, so that nothing writes?")
     if any(revision["unread"] for revision in plan_["revisions"]):
         points.append("Have you read the downgrades that rollbackd could not read?")
-    for point in points:
-        if not click.confirm(point):
-            raise RefusedError("nothing was done")
-    if click.prompt(f"Type the target's name to go on ({target})") != target:
-        raise RefusedError("the name doesn't fit; nothing was done")
+    try:
+        for point in points:
+            if not click.confirm(point):
+                raise RefusedError("nothing was done")
+        if click.prompt(f"Type the target's name to go on ({target})") != target:
+            raise RefusedError("the name doesn't fit; nothing was done")
+    except click.Abort:
+        raise RefusedError("nobody answered, so nothing was done; --yes goes on without questions") from None
 
 
 async def _run_here(config: Path, asked: dict[str, str], *, quiet: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 import msgspec
 
+from rollbackd.app.clock import SystemClock
 from rollbackd.app.local import reading
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.output import age, coloured, console, heads, safe, show_json, show_run, table
@@ -28,7 +29,8 @@ async def status(config: Path, target: str | None, as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     async with reading(config) as (configuration, store, _):
         watched = {d.target: d for d in await store.watched_deployments()}
-        pauses = {p.target: p for p in await store.pauses()}
+        now = SystemClock().now()
+        pauses = {p.target: p for p in await store.pauses() if p.holds(now)}
         for settings in configuration.settings.targets:
             if target not in (None, settings.name):
                 continue
@@ -69,7 +71,10 @@ async def status(config: Path, target: str | None, as_json: bool) -> None:
             at = f"{heads(one['heads'])}, documented {age(one['documented_at'])} ago"
         out.print(f"[bold]{safe(one['name'])}[/]  {safe(one['environment'])}  {one['mode']}  at {safe(at)}")
         if one["paused"]:
-            out.print(f"  [yellow]paused by {safe(one['paused']['who'])}: {safe(one['paused']['why'])}[/]")
+            until = f" until {one['paused']['until'][:16]} UTC" if one["paused"]["until"] else ""
+            out.print(
+                f"  [yellow]paused{until} by {safe(one['paused']['who'])}: {safe(one['paused']['why'])}[/]"
+            )
         if one["watching"]:
             since = age(one["watching"]["started_at"])
             out.print(f"  watching {safe(one['watching']['version'] or one['watching']['id'])}, for {since}")

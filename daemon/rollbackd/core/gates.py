@@ -201,7 +201,10 @@ def _data_loss(policy: GatePolicy, ask: Ask) -> GateFinding:
             Gate.DATA_LOSS, GateState.REFUSED, f"would destroy {lost}, and the policy refuses any loss"
         )
     if not ask.loss_is_preserved:
-        reason = f"would destroy {lost}, and nothing would keep it: declare how writes are stopped under 'deployment'"
+        reason = (
+            f"would destroy {lost}, and not all of it would be kept: that needs commands under 'deployment' that stop what"
+            " writes, a folder under 'backup', and downgrades that can be read"
+        )
         return _found(Gate.DATA_LOSS, GateState.NEEDS_PERSON, reason)
     if policy.data_loss is DataLossPolicy.ASK:
         return _found(

@@ -35,6 +35,7 @@ class ReportRevision(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     effects: tuple[str, ...]
     statements: tuple[str, ...]
+    unread: str = ""
 
 
 class ReportBackup(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +143,7 @@ def _facts(report: Report) -> list[str]:
         ("Target", f"{report.target} ({report.service}, {report.environment})"),
         ("Reason", report.reason),
         ("Executed by", report.executed_by),
-        ("Approved by", ", ".join(report.approved_by) or "no approval was needed"),
+        ("Approved by", ", ".join(report.approved_by) or _unapproved(report)),
         ("Writes stopped by", report.writes_stopped_by or "the plan's own step"),
         ("Incident", report.incident or "none"),
         ("From", _heads(report.from_heads, report)),
@@ -166,6 +167,12 @@ def _facts(report: Report) -> list[str]:
         ]
         lines.append("")
     return lines
+
+
+def _unapproved(report: Report) -> str:
+    if report.status in ("awaiting_approval", "denied", "expired"):
+        return "nobody"
+    return "no approval was needed"
 
 
 def _state_before(report: Report) -> list[str]:
@@ -229,6 +236,8 @@ def _preservation(report: Report) -> list[str]:
         lines += ["The downgrade destroys no rows or values that are known of.", ""]
     for backup in report.backups:
         what = f"tables {', '.join(backup.tables)}" if backup.tables else "the whole database"
+        if backup.purpose == "gate":
+            what = "what the upgrade itself had destroyed (this backup is from before it)"
         lines += [
             f"To bring back {_inline(what)} from `{backup.id}`, into a database beside the guarded one:",
             "",
@@ -239,11 +248,16 @@ def _preservation(report: Report) -> list[str]:
 
 def _statements(report: Report) -> list[str]:
     lines: list[str] = []
-    planned = [s for revision in report.revisions for s in revision.statements]
+    planned: list[str] = []
+    for revision in report.revisions:
+        planned.append(f"-- downgrade {revision.id}")
+        if revision.unread:
+            planned.append(f"-- can't be read without running it: {' '.join(revision.unread.split())}")
+        planned += [f"{statement};" for statement in revision.statements]
     if report.log:
         lines += ["## Statements that ran", "", *_fenced("\n".join(report.log), "sql"), ""]
     elif planned:
-        lines += ["## Statements of the downgrade", "", *_fenced(";\n".join(planned) + ";", "sql"), ""]
+        lines += ["## Statements of the downgrade", "", *_fenced("\n".join(planned), "sql"), ""]
     return lines
 
 

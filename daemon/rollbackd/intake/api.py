@@ -152,7 +152,8 @@ class Api:
     async def targets(self, request: web.Request, caller: Caller) -> Any:
         """Every target, what is watched on it, and its newest run."""
         watched = {d.target: d for d in await self._store.watched_deployments()}
-        pauses = {p.target: p for p in await self._store.pauses()}
+        now = self._clock.now()
+        pauses = {p.target: p for p in await self._store.pauses() if p.holds(now)}
         found = []
         for target in self._settings.targets:
             runs = await self._store.runs(target.name, 1)

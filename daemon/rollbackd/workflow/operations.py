@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from rollbackd.core.assess import heads_text
 from rollbackd.core.events import Event
 from rollbackd.core.gates import GateFinding, Pause
 from rollbackd.core.plan import Plan
@@ -163,6 +164,14 @@ class Operations:
             try:
                 deployment = await watches.find_or_begin(event, guarded)
                 await watches.prepared(deployment.id)
+                # What can't be reached says so itself, here.
+                environment = await guarded.worker.environment()
+                heads = await guarded.database.heads()
+                if set(environment.heads) != set(heads):
+                    raise RefusedError(
+                        f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}:"
+                        " they don't look at the same version table; see 'migrations.url'"
+                    )
                 documented = await self._store.deployment(deployment.id)
                 if documented is None or documented.heads_before is None:
                     return GateAnswer(

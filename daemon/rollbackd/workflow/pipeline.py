@@ -26,6 +26,16 @@ CROWD_PAUSE_S = 0.05
 UPKEEP_EVERY_S = 30.0
 PREPARED_WITHIN_S = 300.0
 STORE_RETRY_S = 2.0
+# What begins a deployment that nobody announced: the start, or a success whose start was missed. A failure of something
+# unknown says nothing about what is being watched.
+BEGINNINGS = frozenset(
+    {
+        EventKind.DEPLOY_STARTED,
+        EventKind.DEPLOY_SUCCEEDED,
+        EventKind.MIGRATION_STARTED,
+        EventKind.MIGRATION_APPLIED,
+    }
+)
 # Asking for these a second time would ask for something new.
 NEVER_TWICE = frozenset({EventKind.ROLLBACK_REQUESTED, EventKind.INCIDENT_OPENED})
 log = structlog.get_logger()
@@ -184,6 +194,9 @@ class Pipeline:
             and await self._newest_watched(guarded) is None
         ):
             return f"{guarded.name}: a deploy succeeded that nobody announced, with neither version nor id"
+        if event.kind not in BEGINNINGS and await self._find(event, guarded) is None:
+            named = event.deployment or event.version or "no name"
+            return f"{guarded.name}: {event.kind} of {named}, which is no deployment that is known here"
         deployment = await self.find_or_begin(event, guarded, queued)
         changed = await self._deciding.deployments.change(
             deployment.id, lambda known: _with_word(known, event, queued)
@@ -241,20 +254,21 @@ class Pipeline:
         return deployment
 
     async def _find(self, event: Event, guarded: Guarded) -> Deployment | None:
-        """The deployment that an event is about: by the sender's id, else by version, else the one being watched."""
+        """The deployment that an event is about. One that names another than those known is never taken for one of them.
+
+        By the sender's id (or by version, where the one being watched has no id), else by version, else the one watched.
+        """
         recent = await self._store.deployments(guarded.name, 20)
+        watched = [d for d in recent if d.ended_at is None]
         if event.deployment:
             found = [d for d in recent if d.sender_id == event.deployment]
             if event.kind is EventKind.DEPLOY_STARTED:
                 # One that ended is over: the same id again is a pipeline that was run again.
-                return next((d for d in found if d.ended_at is None), None)
-            if found:
-                return found[0]
-        watched = [d for d in recent if d.ended_at is None]
+                found = [d for d in found if d.ended_at is None]
+            nameless = [d for d in watched if not d.sender_id and d.version and d.version == event.version]
+            return next(iter(found or nameless), None)
         if event.version:
-            found = [d for d in watched if d.version == event.version]
-            if found or event.kind is EventKind.DEPLOY_STARTED:
-                return found[0] if found else None
+            return next((d for d in watched if d.version == event.version), None)
         return watched[0] if watched else None
 
     async def _newest_watched(self, guarded: Guarded) -> Deployment | None:

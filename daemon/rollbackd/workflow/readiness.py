@@ -1,5 +1,6 @@
 """Whether a target is ready: what check-config says of its database, roles, interpreter, tools and commands."""
 
+from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.errors import RollbackdError
 from rollbackd.workflow.guarded import Guarded
@@ -33,6 +34,13 @@ async def _check_worker(guarded: Guarded) -> list[Finding]:
         f"{len(described.revisions)} revisions, Alembic {described.alembic}, SQLAlchemy {described.sqlalchemy},"
         f" {environment.driver}, {described.python}"
     )
+    heads = await guarded.database.heads()
+    if set(environment.heads) != set(heads):
+        text = (
+            f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}: they don't look"
+            " at the same version table; see 'migrations.url' and 'migrations.version_table'"
+        )
+        return [Finding(check="migrations", outcome=Outcome.FAILED, text=text)]
     known = {revision.id for revision in described.revisions}
     unknown = [head for head in environment.heads if head not in known]
     findings = [Finding(check="migrations", outcome=Outcome.PASSED, text=text)]

@@ -14,6 +14,7 @@ from rollbackd.core.run import RunState, StepPhase
 from rollbackd.errors import NotFoundError
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.steps import GATE_BACKUP
 
 LOG_LINES = 500
 NOBODY_STOPPED = "nothing had to be stopped"
@@ -67,6 +68,7 @@ class Reporting:
                     title=r.title,
                     effects=tuple(e.text() for e in r.effects),
                     statements=r.statements,
+                    unread=r.unread,
                 )
                 for r in run.plan.revisions
             ),
@@ -78,13 +80,23 @@ class Reporting:
             findings=_findings(journal),
             loses=run.plan.loses,
             decision=_decision(decision),
-            next_steps=_next_steps(run, decision),
+            next_steps=_next_steps(run, decision, _done_kinds(run, journal)),
         )
 
     async def _backups(self, run: Run, journal: list[StepRecord]) -> list[BackupRecord]:
         named = {str(r.evidence["backup"]) for r in journal if "backup" in r.evidence}
         known = await self._store.backups(run.target, 1000)
-        return sorted((b for b in known if b.id in named or b.run == run.id), key=lambda b: b.created_at)
+        ours = [b for b in known if b.id in named or b.run == run.id]
+        # What the upgrade itself destroyed is in no backup of this run: only in one that was taken before it.
+        before = [
+            b
+            for b in known
+            if b.purpose == GATE_BACKUP
+            and set(b.heads) == set(run.plan.to_heads)
+            and b.created_at < run.created_at
+        ]
+        ours += [b for b in before[:1] if b not in ours]
+        return sorted(ours, key=lambda b: b.created_at)
 
 
 def _statements(log: list[LogLine]) -> tuple[str, ...]:
@@ -155,17 +167,29 @@ def _decision(stored: StoredDecision | None) -> dict[str, str]:
     return {"row": decision.row, "why": decision.why, **decision.reasons, **aside}
 
 
-def _next_steps(run: Run, stored: StoredDecision | None) -> tuple[NextStep, ...]:
+def _done_kinds(run: Run, journal: list[StepRecord]) -> set[str]:
+    """The kinds of which every planned step was done: what may be ticked."""
+    last = {record.step: record.phase for record in journal}
+    kinds = {step.kind for step in run.plan.steps}
+    undone = {step.kind for n, step in enumerate(run.plan.steps) if last.get(n) is not StepPhase.DONE}
+    return kinds - undone
+
+
+def _next_steps(run: Run, stored: StoredDecision | None, done: set[str]) -> tuple[NextStep, ...]:
     steps: list[NextStep] = []
     succeeded = run.state is RunState.SUCCEEDED
     if run.plan.way_back is WayBack.STOP_WRITES:
-        steps.append(NextStep(text=f"Bring the database to {heads_text(run.plan.to_heads)}", done=succeeded))
+        steps.append(
+            NextStep(text=f"Bring the database to {heads_text(run.plan.to_heads)}", done="downgrade" in done)
+        )
     if run.plan.way_back is WayBack.REDEPLOY_ONLY:
         steps.append(
             NextStep(text="Nothing to downgrade: the database is where the old release left it", done=True)
         )
     if run.plan.release_to:
-        steps.append(NextStep(text=f"Put release {run.plan.release_to} back", done=succeeded))
+        started = "start_application" in done
+        by_hand = "" if started or any(s.kind == "start_application" for s in run.plan.steps) else " by hand"
+        steps.append(NextStep(text=f"Put release {run.plan.release_to} back{by_hand}", done=started))
     if run.state is RunState.HELD:
         steps.append(NextStep(text=f"Settle the hold: {run.statement}", done=False))
         steps.append(

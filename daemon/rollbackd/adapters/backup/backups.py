@@ -300,9 +300,9 @@ class TargetBackups:
         return await asyncio.to_thread(files.is_whole, Path(backup.location))
 
     async def find(self, run: str, purpose: str) -> BackupRecord | None:
-        """The complete backup of this run and purpose that lies on disk, if there is one."""
+        """The newest complete backup of this run and purpose that lies on disk, if there is one."""
         found = [record for record in self._on_disk() if record.run == run and record.purpose == purpose]
-        return found[-1] if found else None
+        return max(found, key=lambda record: record.created_at, default=None)
 
     def _on_disk(self) -> list[BackupRecord]:
         if self._root is None or not self._root.is_dir():
@@ -404,7 +404,9 @@ class TargetBackups:
         existing = files.nearest(self._root)
         if not os.access(existing, os.W_OK):
             return Finding(
-                check=check, outcome=Outcome.FAILED, text=f"{existing} can't be written by this user"
+                check=check,
+                outcome=Outcome.FAILED,
+                text=f"{self._root} can't be made or written by this user: {existing} forbids it",
             )
         free = shutil.disk_usage(existing).free
         try:

@@ -1,5 +1,6 @@
 """A backup on disk: a folder that either is complete, with its manifest, or isn't there."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -149,6 +150,11 @@ def written(folder: Path) -> int:
     return sum(dump.stat().st_size for dump in dumps(folder))
 
 
-def nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+def nearest(path: Path) -> Path:
+    """The folder itself or the nearest one above it that can be seen."""
+    for folder in (path, *path.parents):
+        # A folder that may not be entered hides what is below it.
+        with contextlib.suppress(OSError):
+            if folder.is_dir():
+                return folder
+    return Path("/")
