@@ -136,7 +136,9 @@ async def signal_to_downgrade(rounds: int) -> None:
                         decided.append(times["decided"])
                         answered.append(times["answered"])
                     await rig.stop_daemon()
-                    worker = "with a pre-started worker" if prestart else "worker started when needed"
+                    worker = (
+                        "with a pre-started worker" if prestart else "with a worker that planning started"
+                    )
                     peer = "alembic downgrade -1 as a process"
                     figure(f"signal to durable answer, {worker}", answered, "s")
                     compared(f"signal to decision, {worker}", decided, "s", peer, alembic)
