@@ -138,7 +138,7 @@ SECOND = {"past_runs": (past(rolled_back_from=("c", "b")),)}
         ),
         (G.DATA_LOSS, {}, {}, S.MET, "destroys no rows"),
         (G.DATA_LOSS, {}, LOSS, S.OPENS, "would destroy every row of t; dumped and proved"),
-        (G.DATA_LOSS, {}, LOSS | {"loss_is_preserved": False}, S.NEEDS_PERSON, "nothing would keep it"),
+        (G.DATA_LOSS, {}, LOSS | {"loss_is_preserved": False}, S.NEEDS_PERSON, "not all of it would be kept"),
         (G.DATA_LOSS, {"data_loss": DataLossPolicy.ASK}, LOSS, S.NEEDS_PERSON, "asks a person"),
         (
             G.DATA_LOSS,

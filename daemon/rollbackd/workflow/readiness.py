@@ -35,7 +35,8 @@ async def _check_worker(guarded: Guarded) -> list[Finding]:
         f" {environment.driver}, {described.python}"
     )
     heads = await guarded.database.heads()
-    if set(environment.heads) != set(heads):
+    configured = guarded.settings.migrations.version_table
+    if environment.version_table == configured and set(environment.heads) != set(heads):
         text = (
             f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}: they don't look"
             " at the same version table; see 'migrations.url' and 'migrations.version_table'"
@@ -47,7 +48,6 @@ async def _check_worker(guarded: Guarded) -> list[Finding]:
     if unknown:
         text = f"the database is at {', '.join(unknown)}, which no script here knows"
         findings.append(Finding(check="stamp", outcome=Outcome.FAILED, text=text))
-    configured = guarded.settings.migrations.version_table
     if environment.version_table != configured:
         text = f"env.py uses the version table {environment.version_table}: set 'migrations.version_table' (now {configured})"
         findings.append(Finding(check="version_table_name", outcome=Outcome.FAILED, text=text))
