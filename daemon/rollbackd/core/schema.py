@@ -1,8 +1,31 @@
 """A database's schema as plain values: one line of definition for each catalog object, and a digest of them all."""
 
 import hashlib
+import re
 
 import msgspec
+
+_PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
+
+
+def quoted(name: str) -> str:
+    """An identifier as SQL takes it, whatever characters it has."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class TableName(msgspec.Struct, frozen=True, order=True):
+    """A table (or another relation) as the catalog has it; never split at a dot, as names may hold one."""
+
+    schema: str
+    name: str
+
+    def text(self) -> str:
+        """`schema.table` for people, each part quoted only where SQL needs it."""
+        return ".".join(part if _PLAIN.fullmatch(part) else quoted(part) for part in (self.schema, self.name))
+
+    def sql(self) -> str:
+        """`"schema"."table"` for statements."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
 
 
 class SchemaDifference(msgspec.Struct, frozen=True, kw_only=True):

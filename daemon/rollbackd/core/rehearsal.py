@@ -1,0 +1,143 @@
+"""What a rehearsal showed: the real downgrade, run on a scratch copy, as observed from the catalog."""
+
+from enum import StrEnum
+
+import msgspec
+
+from rollbackd.core.schema import Schema, SchemaDifference, TableName
+
+
+class Depth(StrEnum):
+    """What the scratch copy holds: the schema and the version table, a referentially closed sample, or everything."""
+
+    SCHEMA = "schema"
+    SAMPLE = "sample"
+    FULL = "full"
+
+
+class GoneColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of a table that outlives it. `today` and `today_column` name it where the way back begins."""
+
+    table: TableName
+    column: str
+    today: TableName | None
+    today_column: str
+
+
+class ChangedColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column whose type changed; `keeps_values` where every value of the old type is one of the new."""
+
+    table: TableName
+    column: str
+    old_type: str
+    new_type: str
+    keeps_values: bool
+    today: TableName | None
+    today_column: str
+    labels: tuple[str, ...] = ()
+
+
+class GoneTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A table that was dropped; None in `today` when the way back itself had made it."""
+
+    table: TableName
+    today: TableName | None
+
+
+class NewRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A constraint that rows must pass from then on: not_null, unique, foreign_key or check.
+
+    Columns are today's names; a rule about a column that isn't there today has an empty name in its place. For a
+    foreign key `other` and `other_columns` are what it points to, `definition` is PostgreSQL's own.
+    """
+
+    kind: str
+    name: str
+    table: TableName
+    today: TableName | None
+    columns: tuple[str, ...]
+    definition: str
+    other: TableName | None = None
+    other_columns: tuple[str, ...] = ()
+    nulls_not_distinct: bool = False
+    predicate: str = ""
+
+
+class WrittenTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A table that a step wrote rows of, or would where there were any; numbers are those of the copy."""
+
+    table: TableName
+    today: TableName | None
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+
+
+class TakenLock(msgspec.Struct, frozen=True, kw_only=True):
+    """The strongest lock that a step took on a relation that was there before it."""
+
+    table: TableName
+    mode: str
+
+
+class RanStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement as it was executed; the tables are those whose locks it took first, or that it names."""
+
+    sql: str
+    seconds: float
+    reads: tuple[TableName, ...] = ()
+    writes: tuple[TableName, ...] = ()
+    rows: int = -1
+
+
+class RehearsedRevision(msgspec.Struct, frozen=True, kw_only=True):
+    """One revision's downgrade (or upgrade) on the copy."""
+
+    id: str
+    seconds: float
+    statements: tuple[RanStatement, ...] = ()
+    gone_tables: tuple[GoneTable, ...] = ()
+    gone_columns: tuple[GoneColumn, ...] = ()
+    changed_columns: tuple[ChangedColumn, ...] = ()
+    new_rules: tuple[NewRule, ...] = ()
+    written: tuple[WrittenTable, ...] = ()
+    read: tuple[TableName, ...] = ()
+    locks: tuple[TakenLock, ...] = ()
+    rewritten: tuple[TableName, ...] = ()
+    gone_views: tuple[TableName, ...] = ()
+    transactional: bool = True
+
+    @property
+    def uses_rows(self) -> bool:
+        """Whether what it does may depend on rows, so that an empty copy proves little."""
+        return bool(self.written or self.read)
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """What failed and why; `sqlstate` where the database said so, `statement` where one was being executed."""
+
+    revision: str
+    reason: str
+    sqlstate: str = ""
+    statement: str = ""
+
+
+class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
+    """One rehearsal. With `failure` it stopped there; with `unknown` it couldn't be made, and why."""
+
+    depth: Depth
+    from_heads: tuple[str, ...]
+    to_heads: tuple[str, ...]
+    heads: tuple[str, ...] = ()
+    revisions: tuple[RehearsedRevision, ...] = ()
+    difference: SchemaDifference = SchemaDifference()
+    expected: Schema = Schema({})
+    failure: Failure | None = None
+    unknown: str = ""
+    seconds: float = 0.0
+    rows: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether it reached the heads that were wanted."""
+        return not self.failure and not self.unknown and set(self.heads) == set(self.to_heads)
