@@ -17,6 +17,26 @@ ENTRIES = TableName(SCHEMA, "entries")
 ROW = "rollbackd_row"
 OLD_VALUE = "rollbackd_old"
 NEW_VALUE = "rollbackd_new"
+# What must be there before something is kept; each may be run again. `definition` is a KeptDefinition as JSON.
+SETUP = (
+    f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}",
+    f"""\
+CREATE TABLE IF NOT EXISTS {SCHEMA}.entries (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run text NOT NULL,
+    revision text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('table', 'column', 'narrowed', 'rows')),
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    column_name text NOT NULL DEFAULT '',
+    key_columns text[] NOT NULL DEFAULT '{{}}',
+    archive text NOT NULL UNIQUE,
+    row_count bigint NOT NULL,
+    definition jsonb NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now(),
+    restored_at timestamptz
+)""",
+)
 
 
 class ArchiveKind(StrEnum):
