@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rollbackd.adapters.worker.child import LOCK_KEY
+from rollbackd.adapters.worker.child.marks import LOCK_KEY
 from rollbackd.core.checks import Outcome
 from rollbackd.core.records import TableCount
 from rollbackd.core.schema import compare_schemas

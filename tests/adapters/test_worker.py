@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 import rollbackd
-from rollbackd.adapters.worker.child import LOCK_KEY
+from rollbackd.adapters.worker.child.marks import LOCK_KEY
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError, TransientError
 from rollbackd.settings import Duration, SecretReference
 
@@ -833,10 +833,16 @@ async def test_whoever_asks_while_a_downgrade_runs_gets_a_child_of_its_own(
 
 
 def test_the_child_is_of_a_python_as_old_as_alembics_own_floor_and_imports_nothing_of_ours() -> None:
-    source = Path(rollbackd.__file__).with_name("adapters") / "worker" / "child.py"
-    tree = ast.parse(source.read_text(), feature_version=(3, 8))
-    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    folder = Path(rollbackd.__file__).with_name("adapters") / "worker" / "child"
+    nodes = [
+        node
+        for source in folder.glob("*.py")
+        for node in ast.walk(ast.parse(source.read_text(), feature_version=(3, 8)))
+    ]
+    imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
     roots = {name.partition(".")[0] for name in imported}
     assert roots - set(sys.stdlib_module_names) == {"alembic", "sqlalchemy"}
 

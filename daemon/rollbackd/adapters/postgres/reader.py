@@ -9,7 +9,7 @@ import asyncpg
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.worker.child import LOCK_KEY, START_IDENTITY
+from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import TableCount
 from rollbackd.core.schema import Schema

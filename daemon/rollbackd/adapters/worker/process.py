@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -10,15 +11,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rollbackd.adapters.worker.child import redact
+from rollbackd.adapters.worker.child.faults import redact
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError, TransientError
 
-# The child's source is the first line it reads, so that `python` may be a command that runs in a container.
-BOOTSTRAP = (
-    "import json,os;r=os.fdopen(os.dup(0),'rb');"
-    "exec(compile(json.loads(r.readline()),'rollbackd_worker.py','exec'),"
-    "{'__name__':'rollbackd_worker','REQUESTS':r})"
-)
+# The child's modules are the first line it reads, so that `python` may be a command that runs in a container. They import
+# each other as siblings of one package, which exists in that interpreter's memory alone.
+BOOTSTRAP = """
+import importlib.abc, importlib.machinery, json, os, sys
+requests = os.fdopen(os.dup(0), 'rb')
+sources = json.loads(requests.readline())
+class Handed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        if name in sources:
+            return importlib.machinery.ModuleSpec(name, self, is_package='.' not in name)
+    def exec_module(self, module):
+        name = module.__name__
+        exec(compile(sources[name], '<' + name + '>', 'exec'), module.__dict__)
+sys.meta_path.insert(0, Handed())
+from rollbackd_worker.worker import main
+main(requests)
+"""
+PACKAGE = "rollbackd_worker"
 LONGEST_LINE = 128 * 1024 * 1024
 KINDS: dict[str, type[RollbackdError]] = {
     "refused": RefusedError,
@@ -26,6 +39,14 @@ KINDS: dict[str, type[RollbackdError]] = {
     "permanent": PermanentError,
 }
 MessageSink = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@functools.cache
+def child_modules() -> str:
+    """The child's modules by name, as one line of JSON."""
+    folder = Path(__file__).with_name("child")
+    sources = {f"{PACKAGE}.{path.stem}": path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    return json.dumps({PACKAGE: sources.pop(f"{PACKAGE}.__init__"), **sources})
 
 
 class WorkerProcess:
@@ -64,9 +85,8 @@ class WorkerProcess:
                 " that runs the target's migrations"
             ) from None
         worker = cls(process, python[0])
-        source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
         try:
-            await worker._write(json.dumps(source))
+            await worker._write(child_modules())
         except BaseException:
             await worker.kill()
             raise

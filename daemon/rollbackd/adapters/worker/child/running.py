@@ -1,0 +1,266 @@
+"""Running the target's env.py: to look, or to take revisions off under our guard."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
+
+from .faults import Refused, Transient
+from .marks import LOCK_KEY, MARKER, START_IDENTITY, STARTED
+from .scripts import Scripts
+
+if TYPE_CHECKING:
+    from alembic.runtime.migration import MigrationContext
+    from sqlalchemy.engine import Connection
+
+    from .channel import Channel
+
+    Answer = dict[str, Any]
+
+
+class Worker(Scripts):
+    """Answers requests about one Alembic environment."""
+
+    def environment(self) -> Answer:
+        """Run env.py without migrating anything, and say what it showed."""
+        seen: Answer = {}
+
+        def look(heads: Sequence[str], context: MigrationContext) -> Iterable[Any]:
+            seen.update(
+                heads=sorted(heads),
+                version_table=context.version_table,
+                version_table_schema=context.version_table_schema or "",
+                transaction_per_migration=bool(context._transaction_per_migration),
+                commits_each_statement=commits_each_statement(context),
+                search_path=search_path(context),
+                driver=context.dialect.driver,
+            )
+            return ()
+
+        self._run_env(look, self._require_postgresql)
+        if not seen:
+            raise Refused("env.py never called context.run_migrations(), so it migrates nothing")
+        return seen
+
+    def downgrade(  # noqa: PLR0913, PLR0917 - a request, its fields by name
+        self,
+        revisions: list[str],
+        from_heads: list[str],
+        to_heads: list[str],
+        run: str,
+        identity: dict[str, Any],
+        scripts_sha256: str,
+        preserved: dict[str, int],
+        lock_timeout_s: float,
+        statement_timeout_s: float,
+        lock_wait_s: float,
+    ) -> Answer:
+        """Take off these revisions on the connection that env.py opens."""
+        from alembic.runtime.migration import MigrationStep
+
+        began = time.monotonic()
+        counted = {"statements": 0, "marker": False}
+        guarded: list[Connection] = []
+        ran: list[bool] = []
+        scripts = [self.revision(revision_id) for revision_id in revisions]
+        if not self.is_current()["current"] or self.digest() != scripts_sha256:
+            raise Refused(
+                "the migration scripts changed since the plan was made: nothing was changed; plan anew"
+            )
+
+        def steps(heads: Sequence[str], context: MigrationContext) -> Iterator[Any]:
+            if not any(context.connection is connection for connection in guarded):
+                raise Refused("env.py migrates on a connection that it didn't configure: nothing was changed")
+            if set(heads) != set(from_heads):
+                raise Refused(
+                    f"the version table says {', '.join(sorted(heads)) or 'base'}, the plan begins at"
+                    f" {', '.join(sorted(from_heads)) or 'base'}: nothing was changed"
+                )
+            ran.append(True)
+            for number, script in enumerate(scripts):
+                self.channel.send(type="revision", revision=script.revision)
+                step = MigrationStep.downgrade_from_script(self.script.revision_map, script)
+                if number == 0 and preserved:
+                    # Inside the step's own transaction, so that the locks hold until its end.
+                    step.migration_fn = self._after_counting(step.migration_fn, context, preserved)
+                yield step
+
+        def guard(connection: Connection, options: dict[str, Any]) -> None:
+            was_in_transaction = connection.in_transaction()
+            self._require_postgresql(connection, options)
+            self._require_identity(connection, identity)
+            settings = {
+                "application_name": f"rollbackd {run}"[:63],
+                "lock_timeout": f"{int(lock_timeout_s * 1000)}",
+                "statement_timeout": f"{int(statement_timeout_s * 1000)}",
+                "row_security": "off",
+            }
+            if identity["server_version"] >= 140000:
+                # Without it a backend works on for a client that is dead.
+                settings["client_connection_check_interval"] = "1000"
+            for name, value in settings.items():
+                connection.exec_driver_sql("SET {} = '{}'".format(name, value.replace("'", "''")))
+            self._take_lock(connection, lock_wait_s)
+            # Connections of SQLAlchemy 1.4 have no commit(), and no transaction of their own to end.
+            commit = getattr(connection, "commit", None)
+            if commit is not None and not was_in_transaction:
+                commit()
+            if not any(connection is known for known in guarded):
+                guarded.append(connection)
+                listen_to_statements(connection, self.channel, counted)
+            apply = options.get("on_version_apply") or ()
+            own = tuple(apply) if isinstance(apply, (list, tuple, set)) else (apply,)
+            options["on_version_apply"] = (*own, self._mark(connection, run, counted))
+
+        self._run_env(steps, guard, destination=",".join(to_heads))
+        if not ran:
+            raise Refused("env.py never called context.run_migrations(), so nothing was downgraded")
+        return {
+            "statements": counted["statements"],
+            "marker": counted["marker"],
+            "seconds": round(time.monotonic() - began, 6),
+        }
+
+    def _run_env(
+        self,
+        steps: Callable[..., Iterable[Any]],
+        guard: Callable[[Connection, dict[str, Any]], None],
+        destination: str = "",
+    ) -> None:
+        from alembic.runtime.environment import EnvironmentContext
+
+        # dont_mutate: without it Alembic makes a missing version table before anybody can object.
+        environment = EnvironmentContext(
+            self.config,
+            self.script,
+            fn=steps,
+            as_sql=False,
+            destination_rev=destination,
+            tag=None,
+            dont_mutate=True,
+        )
+        original = environment.configure
+
+        def configure(connection: Connection | None = None, *args: Any, **kw: Any) -> None:
+            if connection is not None:
+                guard(connection, kw)
+            original(connection, *args, **kw)
+
+        environment.configure = configure  # type: ignore[method-assign]
+        with environment:
+            self.script.run_env()
+
+    def _require_postgresql(self, connection: Connection, options: dict[str, Any]) -> None:
+        if connection.dialect.name != "postgresql":
+            raise Refused(f"env.py connects to {connection.dialect.name}; only PostgreSQL is supported")
+
+    def _after_counting(
+        self, downgrade: Callable[..., Any], context: MigrationContext, preserved: dict[str, int]
+    ) -> Callable[..., Any]:
+        def counted_first(**options: Any) -> Any:
+            assert context.connection is not None, "a downgrade runs on a connection"
+            self._require_rows(context.connection, preserved, locks=not commits_each_statement(context))
+            return downgrade(**options)
+
+        return counted_first
+
+    def _require_rows(self, connection: Connection, preserved: dict[str, int], locks: bool) -> None:
+        """Nobody may have written since the tables were dumped: they are locked, and then counted."""
+        preparer = connection.dialect.identifier_preparer
+        for name, rows in sorted(preserved.items()):
+            schema, _, table = name.partition(".")
+            quoted = f"{preparer.quote(schema)}.{preparer.quote(table)}"
+            if locks:
+                connection.exec_driver_sql(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
+            found = connection.exec_driver_sql(f"SELECT count(*) FROM {quoted}").scalar()  # noqa: S608 - quoted
+            if found != rows:
+                raise Refused(
+                    f"{name} holds {found} rows, and held {rows} when it was dumped: something still writes; nothing was"
+                    " changed. Stop whatever it is, then ask for a rollback anew"
+                )
+
+    def _require_identity(self, connection: Connection, identity: dict[str, Any]) -> None:
+        name, oid, readable = connection.exec_driver_sql(
+            "SELECT d.datname, d.oid::bigint, has_function_privilege('pg_control_system()', 'EXECUTE')"
+            " FROM pg_database d WHERE d.datname = current_database()"
+        ).one()
+        expected = identity["system_identifier"]
+        if expected.startswith(STARTED):
+            query = START_IDENTITY
+        elif readable:
+            query = "SELECT system_identifier::text FROM pg_control_system()"
+        else:
+            raise Refused(
+                "the role that env.py connects as may not call pg_control_system(), so which server it meets can't be told:"
+                " grant EXECUTE on that function to it"
+            )
+        if (oid, connection.exec_driver_sql(query).scalar()) != (identity["oid"], expected):
+            raise Refused(
+                f"env.py connects to database {name} of another server or name than the guarded {identity['database']}:"
+                " nothing was changed; see 'migrations.url' in the configuration"
+            )
+
+    def _take_lock(self, connection: Connection, wait_s: float) -> None:
+        until = time.monotonic() + wait_s
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({LOCK_KEY})").scalar():
+            if time.monotonic() >= until:
+                raise Transient(
+                    f"another rollbackd session migrates this database; waited {wait_s:g} s for its lock"
+                )
+            time.sleep(0.1)
+
+    def _mark(self, connection: Connection, run: str, counted: dict[str, Any]) -> Callable[..., None]:
+        """A callback that commits a marker together with the version row: the comment of the version table."""
+
+        def mark(ctx: Any, step: Any, heads: Any, run_args: Any, **kw: Any) -> None:
+            import sqlalchemy
+            from sqlalchemy.schema import SetTableComment
+
+            version = ctx._version
+            found = connection.execute(
+                sqlalchemy.text(
+                    "SELECT pg_has_role(c.relowner, 'USAGE'), obj_description(c.oid, 'pg_class') FROM pg_class c"
+                    " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = :name"
+                    " AND n.nspname = coalesce(:schema, current_schema())"
+                ),
+                {"name": version.name, "schema": version.schema},
+            ).first()
+            if found is not None and found[0]:
+                kept = [line for line in (found[1] or "").splitlines() if not line.startswith(MARKER)]
+                comment = "\n".join([*kept, f"{MARKER} {run} took off {', '.join(step.up_revision_ids)}"])
+                table = sqlalchemy.Table(
+                    version.name, sqlalchemy.MetaData(), schema=version.schema, comment=comment
+                )
+                connection.execute(SetTableComment(table))
+                counted["marker"] = True
+            self.channel.send(type="taken_off", revision=", ".join(step.up_revision_ids), heads=sorted(heads))
+
+        return mark
+
+
+def commits_each_statement(context: MigrationContext) -> bool:
+    """Whether nothing can be undone: no transactional DDL, or a connection in autocommit."""
+    if not context.impl.transactional_ddl:
+        return True
+    level = context.connection.get_isolation_level() if context.connection is not None else ""
+    return str(level).upper() == "AUTOCOMMIT"
+
+
+def search_path(context: MigrationContext) -> list[str]:
+    """The schemas in which env.py's connection looks for an unqualified name."""
+    if context.connection is None:
+        return []
+    found = context.connection.exec_driver_sql("SELECT unnest(current_schemas(false))::text").scalars()
+    return [str(name) for name in found]
+
+
+def listen_to_statements(connection: Connection, channel: Channel, counted: dict[str, Any]) -> None:
+    """Stream each statement to the parent as it is executed."""
+    from sqlalchemy import event
+
+    @event.listens_for(connection, "before_cursor_execute")
+    def executed(
+        conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
+        counted["statements"] += 1
+        channel.send(type="statement", text=" ".join(statement.split())[:4000])
