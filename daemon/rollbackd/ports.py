@@ -1,11 +1,12 @@
 """What the workflow needs of the world, as protocols. Adapters fulfil them; tests may put small fakes in their place."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
+from rollbackd.core.archives import ArchiveEntry, ArchiveItem
 from rollbackd.core.checks import Finding
 from rollbackd.core.evidence import Measurement, Signal
 from rollbackd.core.gates import Pause
@@ -25,9 +26,12 @@ from rollbackd.core.records import (
     TableCount,
     Token,
 )
+from rollbackd.core.rehearsal import Depth, Rehearsal, Way
+from rollbackd.core.restoring import RestoreReport
 from rollbackd.core.revisions import Revision
+from rollbackd.core.risks import Risks
 from rollbackd.core.run import RunState
-from rollbackd.core.schema import Schema
+from rollbackd.core.schema import Schema, TableName
 from rollbackd.settings import Probe
 
 
@@ -159,6 +163,18 @@ class DatabaseReader(Protocol):
     async def findings_after(
         self, lossy_tables: tuple[str, ...], counts_before: tuple[TableCount, ...]
     ) -> tuple[Finding, ...]: ...
+    async def risks(self, rehearsal: Rehearsal, budget_s: float) -> Risks:
+        """What a rehearsed way back would cost today's rows, and what would break it."""
+
+    async def table_sizes(self) -> dict[TableName, int]:
+        """Bytes of every table with its indexes and large values; a partitioned table's are its partitions'."""
+
+    async def keys(self, tables: tuple[TableName, ...]) -> dict[TableName, tuple[str, ...]]:
+        """The columns by which a row is known (the primary key); tables without one are left out."""
+
+    async def sessions(self, application: str, before: datetime) -> tuple[str, ...]:
+        """Clients other than rollbackd that were connected before then and still are, in words."""
+
     async def own_checks(self) -> tuple[Finding, ...]: ...
     async def rights(self) -> tuple[Finding, ...]: ...
     async def close(self) -> None: ...
@@ -192,6 +208,7 @@ class DowngradeResult(msgspec.Struct, frozen=True, kw_only=True):
     statements: int
     marker: bool
     seconds: float
+    kept: tuple[dict[str, object], ...] = ()
 
 
 LogSink = Callable[[str], Awaitable[None]]
@@ -218,11 +235,22 @@ class MigrationWorker(Protocol):
         run: str,
         identity: DatabaseIdentity,
         scripts_sha256: str,
-        preserved: Mapping[str, int],
+        archive: tuple[ArchiveItem, ...],
         timeout_s: float,
         on_log: LogSink,
     ) -> DowngradeResult:
-        """Take off these revisions, if the scripts are the planned ones and the preserved tables still hold these rows."""
+        """Take off these revisions, if the scripts are the planned ones; archive first, in the same transaction."""
+
+    async def stamp(
+        self,
+        revisions: tuple[str, ...],
+        from_heads: tuple[str, ...],
+        to_heads: tuple[str, ...],
+        *,
+        run: str,
+        identity: DatabaseIdentity,
+    ) -> None:
+        """Move the stamp down over these revisions and run none: for a schema that is there already."""
 
     async def prestart(self) -> None: ...
     def use_scripts(self, scripts_sha256: str) -> None: ...
@@ -239,17 +267,25 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ProgressSink = Callable[[Progress], Awaitable[None]]
+OnRestored = Callable[["RestoredCopy"], Awaitable[None]]
 
 
 class Backups(Protocol):
     """Takes, proves and removes backups of one database."""
 
     async def take(
-        self, run: str, purpose: str, *, tables: tuple[str, ...], timeout_s: float, on_progress: ProgressSink
+        self, run: str, purpose: str, *, timeout_s: float, on_progress: ProgressSink
     ) -> BackupRecord: ...
     async def prove(
-        self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink
-    ) -> BackupRecord: ...
+        self,
+        backup: BackupRecord,
+        *,
+        level: int,
+        timeout_s: float,
+        on_progress: ProgressSink,
+        on_restored: OnRestored | None = None,
+    ) -> BackupRecord:
+        """Prove it to this level; `on_restored` is called with the restored copy, if one is restored."""
     async def is_whole(self, backup: BackupRecord) -> bool: ...
     async def find(self, run: str, purpose: str) -> BackupRecord | None: ...
     async def prune(self, backups: list[BackupRecord]) -> list[BackupRecord]: ...
@@ -257,6 +293,49 @@ class Backups(Protocol):
     async def sweep(self) -> list[str]: ...
     def reachable_level(self) -> int: ...
     def restore_commands(self, backup: BackupRecord) -> list[str]: ...
+
+
+class Archives(Protocol):
+    """The archives inside one guarded database: copied ahead, finished, brought back, pruned."""
+
+    async def entries(self, run: str | None = None) -> tuple[ArchiveEntry, ...]: ...
+    async def copy_ahead(
+        self, run: str, items: tuple[ArchiveItem, ...], on_progress: ProgressSink
+    ) -> tuple[ArchiveItem, ...]: ...
+    async def discard(self, run: str) -> None: ...
+    async def finish(self, run: str) -> None: ...
+    async def restore(self, run: str, *, dry_run: bool) -> RestoreReport: ...
+    async def restore_script(self, run: str) -> str: ...
+    async def prune(self, before: datetime) -> tuple[ArchiveEntry, ...]: ...
+
+
+class RestoredCopy(Protocol):
+    """A restored backup in scratch, as the adapter that made it knows it; opaque to everybody else."""
+
+    def text(self) -> str: ...
+
+
+class Rehearsals(Protocol):
+    """Runs the real scripts on copies of one guarded database. Never raises: what couldn't be rehearsed says why."""
+
+    async def rehearse(
+        self,
+        way: Way,
+        *,
+        depth: Depth,
+        fingerprint: str,
+        wanted: Mapping[TableName, Sequence[str]] | None = None,
+    ) -> Rehearsal:
+        """Run it on a copy; `fingerprint` is the guarded schema's, `wanted` are conditions of rows that a sample needs."""
+
+    async def rehearse_on(self, copy: RestoredCopy, way: Way) -> Rehearsal:
+        """Run it on a copy that somebody else has just restored: proof and rehearsal in one act."""
+
+    async def prepare(self, fingerprint: str, heads: tuple[str, ...], kept_scripts: str = "") -> None:
+        """Have what costs time ready; raises RollbackdError where that can't be."""
+
+    async def size_bytes(self) -> int: ...
+    async def close(self) -> None: ...
 
 
 class Application(Protocol):

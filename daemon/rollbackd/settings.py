@@ -110,29 +110,47 @@ class Migrations(Section, frozen=True, kw_only=True):
 
 
 class Scratch(Section, frozen=True, kw_only=True):
-    """The server on which proofs restore. An empty `url` means the guarded server itself, where `same_server` allows it."""
+    """The server on which proofs restore and rehearsals run. An empty `url` means the guarded server itself, where
+    `same_server` allows it. `pass_secrets` names entries of `migrations.secret_environment` that rehearsals may have too.
+    """
 
     url: str = ""
     password: SecretReference | None = None
     same_server: bool = False
+    pass_secrets: tuple[str, ...] = ()
+
+
+class Rehearsing(Section, frozen=True, kw_only=True):
+    """How the way back is rehearsed. `auto` copies everything up to `full_up_to` bytes of database, else the schema, and a
+    sample of rows where the schema alone can't tell. `none` rehearses nothing, and then a person answers for it.
+    """
+
+    depth: Literal["auto", "schema", "sample", "full", "none"] = "auto"
+    full_up_to: int = 256 * 1024 * 1024
+    sample_rows: int = 200
+    sample_bytes: int = 64 * 1024 * 1024
+    timeout: Duration = Duration(600)
 
 
 class Backup(Section, frozen=True, kw_only=True):
-    """Where backups go and how long they stay. `command` takes a backup elsewhere and prints its reference as JSON.
-
-    `keep_preserved` is for the dumps of what a downgrade destroyed: they are the only copy of it.
-    """
+    """Where backups go and how long they stay. `command` takes a backup elsewhere and prints its reference as JSON."""
 
     directory: str = ""
     command: tuple[str, ...] = ()
     compression: str = "gzip:1"
     keep: Duration = Duration(14 * 86400)
     keep_at_least: int = 3
-    keep_preserved: Duration = Duration(365 * 86400)
     reuse_within: Duration = Duration(0)
     dump_timeout: Duration = Duration(4 * 3600)
     proof_timeout: Duration = Duration(4 * 3600)
     count_budget: Duration = Duration(300)
+
+
+class Archive(Section, frozen=True, kw_only=True):
+    """Archives inside the guarded database: how long they stay, and how long a lock may last for making one."""
+
+    keep: Duration = Duration(365 * 86400)
+    lock_budget: Duration = Duration(5)
 
 
 class FreezeWindow(Section, frozen=True, kw_only=True):
@@ -150,7 +168,7 @@ class Policy(Section, frozen=True, kw_only=True):
     approval_required: bool | None = None
     approve_in_advance: bool = False
     incident_required: bool | None = None
-    data_loss: DataLossPolicy = DataLossPolicy.PRESERVED
+    data_loss: DataLossPolicy = DataLossPolicy.ARCHIVED
     backup_level: int = 4
     confirm_for: Duration = Duration(10)
     cool_down: Duration = Duration(600)
@@ -159,6 +177,12 @@ class Policy(Section, frozen=True, kw_only=True):
     bake_time: Duration = Duration(30 * 60)
     start_grace: Duration = Duration(120)
     watch_after_rollback: Duration = Duration(10)
+    ways_back: tuple[Literal["leave_schema", "release_first", "stop_writes"], ...] = (
+        "leave_schema",
+        "release_first",
+        "stop_writes",
+    )
+    checksums: tuple[str, ...] = ()
     freeze: tuple[FreezeWindow, ...] = ()
 
 
@@ -184,11 +208,17 @@ class Command(Section, frozen=True, kw_only=True):
 
 
 class DeploymentCommands(Section, frozen=True, kw_only=True):
-    """How the application is stopped and how a release of it is started."""
+    """How the application is stopped and how a release of it is started.
+
+    `tolerates_unknown_stamp` where a release starts over a version table that names a revision it doesn't know.
+    `application_name` begins the names of its database sessions; empty means every client but rollbackd.
+    """
 
     stop: Command | None = None
     start: Command | None = None
     environment: dict[str, str] = {}
+    tolerates_unknown_stamp: bool = False
+    application_name: str = ""
 
 
 class Check(Section, frozen=True, kw_only=True):
@@ -215,7 +245,9 @@ class Target(Section, frozen=True, kw_only=True):
     database: Database
     migrations: Migrations
     scratch: Scratch = Scratch()
+    rehearsal: Rehearsing = Rehearsing()
     backup: Backup = Backup()
+    archive: Archive = Archive()
     policy: Policy = Policy()
     probes: tuple[Probe, ...] = ()
     deployment: DeploymentCommands = DeploymentCommands()

@@ -8,8 +8,10 @@ from sqlalchemy.engine import URL, make_url
 from rollbackd.adapters.announcements import WebhookAnnouncer
 from rollbackd.adapters.backup.backups import TargetBackups
 from rollbackd.adapters.commands import CommandApplication
+from rollbackd.adapters.postgres.archives import PostgresArchives
 from rollbackd.adapters.postgres.reader import PostgresReader
 from rollbackd.adapters.probes import HttpProber
+from rollbackd.adapters.rehearsal.rehearsals import TargetRehearsals
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.adapters.worker.alembic import AlembicWorker
 from rollbackd.app.clock import SystemClock
@@ -46,6 +48,7 @@ class Parts:
         """Close what holds connections or children; the store last."""
         for guarded in self.guarded.values():
             await guarded.worker.close()
+            await guarded.rehearsals.close()
             await guarded.database.close()
         await self.prober.close()
         await self.store.close()
@@ -73,7 +76,7 @@ def compose(configuration: Configuration, store: SqliteStore, happenings: Happen
     clock = SystemClock()
     prober = HttpProber()
     guarded = guard_all(configuration, prober, store.store_id)
-    planners = {name: Planner(one) for name, one in guarded.items()}
+    planners = {name: Planner(one, store, clock) for name, one in guarded.items()}
     announcer = WebhookAnnouncer(settings.notify)
     engine = Engine(store, clock, guarded, happenings)
     runs = Runs(store, clock, engine, guarded, announcer, happenings)
@@ -110,6 +113,8 @@ def _guard(target: Target, store_id: str, clock: SystemClock, prober: HttpProber
         database=PostgresReader(target),
         worker=AlembicWorker(target, kept),
         backups=TargetBackups(target, store_id, clock),
+        rehearsals=TargetRehearsals(target, kept, store_id),
+        archives=PostgresArchives(target),
         application=CommandApplication(target.deployment),
         prober=prober,
     )

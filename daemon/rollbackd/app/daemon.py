@@ -186,11 +186,7 @@ async def _refresh(parts: Parts, metrics: Metrics) -> None:
     metrics.set_watched({d.target for d in await parts.store.watched_deployments()})
     metrics.queue.set(parts.store.waiting())
     for name in parts.guarded:
-        proved = [
-            b
-            for b in await parts.store.backups(name, 10)
-            if b.level >= 2 and not b.tables and b.removed_at is None
-        ]
+        proved = [b for b in await parts.store.backups(name, 10) if b.level >= 2 and b.removed_at is None]
         if proved:
             metrics.set_backup(name, proved[0].created_at.timestamp(), proved[0].size_bytes, proved[0].level)
     totals = metrics.flush()

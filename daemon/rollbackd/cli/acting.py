@@ -28,7 +28,8 @@ release_option = click.option(
 )
 
 
-def _me() -> str:
+def me() -> str:
+    """Who asks, as the record names them."""
     # Not getpass: that believes the environment, and this name stands for a person.
     return f"local:{pwd.getpwuid(os.getuid()).pw_name}"
 
@@ -146,12 +147,17 @@ async def deny(config: Path, run: str, reason: str, as_json: bool) -> int:
 
 @click.command()
 @click.argument("run")
+@click.option(
+    "--stamp",
+    is_flag=True,
+    help="Move a lost stamp first, if the schema is exactly the one that the rehearsal led to.",
+)
 @json_option
 @click.pass_obj
 @asynchronous
-async def resume(config: Path, run: str, as_json: bool) -> int:
+async def resume(config: Path, run: str, stamp: bool, as_json: bool) -> int:
     """Go on with a held run: each remaining step is looked at again first."""
-    return await _word(config, run, "resume", {}, as_json=as_json, follows=True)
+    return await _word(config, run, "resume", {"stamp": stamp}, as_json=as_json, follows=True)
 
 
 @click.command()
@@ -223,7 +229,7 @@ async def pause(config: Path, target: str, reason: str, for_: str) -> None:
         await client.ask("POST", "/api/v1/pause", {"target": target, "reason": reason, "for_s": for_s})
     else:
         async with working(config) as parts:
-            await parts.operations.pause(target, _me(), reason, for_s)
+            await parts.operations.pause(target, me(), reason, for_s)
     click.echo(f"automation of {'every target' if target == '*' else target} is paused")
 
 
@@ -238,7 +244,7 @@ async def unpause(config: Path, target: str) -> None:
         lifted = (await client.ask("POST", "/api/v1/unpause", {"target": target}))["lifted"]
     else:
         async with working(config) as parts:
-            lifted = await parts.operations.unpause(target, _me())
+            lifted = await parts.operations.unpause(target, me())
     click.echo("automation goes on" if lifted else "nothing was paused")
 
 
@@ -277,13 +283,14 @@ def _checklist(document: dict[str, Any], target: str) -> None:
     plan_ = document["plan"]
     points = ["Have you told the people who use it?"]
     if plan_["loses"]:
-        kept = any(step["kind"] == "preserve" for step in plan_["steps"])
-        how = "it is kept as the plan says" if kept else "nothing but the backup will have it"
+        how = "it is archived first" if plan_["archive"] else "nothing but the backup will have it"
         points.append(f"Are you sure that what it destroys may go ({how})?")
-    if not any(step["kind"] == "stop_application" for step in plan_["steps"]):
+    if plan_["way_back"] == "stop_writes" and not any(
+        s["kind"] == "stop_application" for s in plan_["steps"]
+    ):
         points.append("Is the application stopped, so that nothing writes?")
-    if any(revision["unread"] for revision in plan_["revisions"]):
-        points.append("Have you read the downgrades that rollbackd could not read?")
+    if any(revision["verdict"] == "unknown" for revision in plan_["revisions"]):
+        points.append("Have you read the downgrades of which rollbackd can't say what they will do?")
     try:
         for point in points:
             if not click.confirm(point):
@@ -305,7 +312,7 @@ async def _run_here(config: Path, asked: dict[str, str], *, quiet: bool) -> dict
             asked["target"],
             to=asked["to"],
             reason=asked["reason"],
-            requested_by=_me(),
+            requested_by=me(),
             incident=asked["incident"],
             release=asked["release"],
             plan_sha256=asked["plan_sha256"],
@@ -329,7 +336,7 @@ async def _to_end(parts: Any, run: Run) -> Run:
 
 
 async def _word(
-    config: Path, run: str, word: str, body: dict[str, str], *, as_json: bool, follows: bool
+    config: Path, run: str, word: str, body: dict[str, Any], *, as_json: bool, follows: bool
 ) -> int:
     client = await running_daemon(config)
     if client is not None:
@@ -342,14 +349,14 @@ async def _word(
             match word:
                 case "approve":
                     asked = operations.approve(
-                        run, _me(), plan_sha256=body["plan_sha256"], reason=body["reason"]
+                        run, me(), plan_sha256=body["plan_sha256"], reason=body["reason"]
                     )
                 case "deny":
-                    asked = operations.deny(run, _me(), reason=body["reason"])
+                    asked = operations.deny(run, me(), reason=body["reason"])
                 case "resume":
-                    asked = operations.resume(run, _me())
+                    asked = operations.resume(run, me(), stamp=bool(body["stamp"]))
                 case _:
-                    asked = operations.abandon(run, _me(), reason=body["reason"])
+                    asked = operations.abandon(run, me(), reason=body["reason"])
             found = describe_run(await _to_end(parts, await asked))
     if as_json:
         show_json(found)

@@ -33,6 +33,8 @@ COMMANDS = {
     "gate": "acting",
     "pause": "acting",
     "unpause": "acting",
+    "restore": "archives",
+    "archives": "archives",
     "backups": "backups",
 }
 

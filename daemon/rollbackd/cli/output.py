@@ -75,23 +75,48 @@ def table(*columns: str) -> Table:
     return made
 
 
+VERDICTS = {
+    "reversible": ("green", "✓ reversible"),
+    "reversible_with_loss": ("yellow", "✓ reversible with loss"),
+    "unknown": ("yellow", "? unknown"),
+    "will_fail": ("red", "✗ will fail"),
+    "irreversible": ("red", "✗ irreversible"),
+}
+
+
 def show_plan(out: Console, document: dict[str, Any]) -> None:
-    """A plan so that ten seconds suffice: where, what is lost, what speaks against it, the steps."""
+    """A plan so that ten seconds suffice: the way, the price, each revision's verdict, what speaks against it, the steps."""
     plan = document["plan"]
     before, after = heads(plan["from_heads"]), heads(plan["to_heads"])
     out.print(
         f"[bold]{safe(plan['target'])}[/]: {safe(before)} → {safe(after)}, way back [bold]{plan['way_back']}[/]"
     )
+    out.print(f"  {_price(plan)}")
+    out.print(f"  {_rehearsed(plan['rehearsed'])}")
     if plan["release_from"] or plan["release_to"]:
         out.print(
             f"  release  {safe(plan['release_from'] or 'not said')} → {safe(plan['release_to'] or 'not said')}"
         )
     for revision in plan["revisions"]:
-        out.print(f"  revision {safe(revision['id'])}  {safe(revision['title'])}")
+        colour, words = VERDICTS[revision["verdict"]]
+        out.print(f"  [{colour}]{words}[/]  {safe(revision['id'])}  {safe(revision['title'])}")
+        for why in revision["why"]:
+            out.print(f"      {safe(why)}")
+        locks = ", ".join(
+            f"{_name(lock['table'])} {lock['mode'].removesuffix('Lock')}" for lock in revision["locks"]
+        )
+        if locks:
+            out.print(f"      locks {safe(locks)}")
+        if revision["rewritten"]:
+            out.print(f"      rewrites {safe(', '.join(_name(t) for t in revision['rewritten']))}")
     for text in plan["loses"]:
-        out.print(f"  [yellow]destroys {safe(text)}[/]")
+        out.print(f"  [yellow]takes away {safe(text)}[/]")
     if not plan["loses"]:
         out.print("  destroys no rows or values that are known of")
+    elif plan["archive"]:
+        out.print("  archived first, in the same transaction; 'rollbackd restore RUN' brings it back")
+    for text in plan["way_why"]:
+        out.print(f"  {safe(text)}")
     for text in plan["blockers"]:
         out.print(f"  [red]✗ {safe(text)}[/]")
     for text in plan["warnings"]:
@@ -103,6 +128,33 @@ def show_plan(out: Console, document: dict[str, Any]) -> None:
         if finding["state"] in ("refused", "needs_person"):
             colour = "red" if finding["state"] == "refused" else "yellow"
             out.print(f"  [{colour}]gate {finding['gate']}: {finding['state']}: {safe(finding['reason'])}[/]")
+
+
+def _name(table_name: dict[str, str]) -> str:
+    return f"{table_name['schema']}.{table_name['name']}"
+
+
+def _price(plan: dict[str, Any]) -> str:
+    estimate = plan["estimate"]
+    if plan["way_back"] == "leave_schema":
+        return "price    the old release alone: no table is touched"
+    total = f"about {estimate['total_s']:.0f} s" if estimate["total_s"] >= 0 else "unknown time"
+    lock = (
+        f"{max(estimate['lock_s'], 0.001) * 1000:,.0f} ms of lock"
+        if estimate["lock_s"] >= 0
+        else "unknown locks"
+    )
+    works = {True: "works", False: "doesn't work"}.get(plan["old_release"]["works"], "may not work")
+    return f"price    {total}, {lock}; the old release {works} on the present schema"
+
+
+def _rehearsed(rehearsed: dict[str, Any]) -> str:
+    if rehearsed["passed"]:
+        depth = {"schema": "on the schema alone", "sample": f"with {rehearsed['rows']:,} sampled rows"}
+        return f"[green]rehearsed[/] {depth.get(rehearsed['depth'], 'with every row')}, in {rehearsed['seconds']:.1f} s: it passed"
+    if rehearsed["failure"]:
+        return f"[red]rehearsed[/] and it failed: {safe(rehearsed['failure'])}"
+    return f"[yellow]not rehearsed[/]: {safe(rehearsed['unknown'] or 'nothing asked for it')}"
 
 
 def show_run(out: Console, run: dict[str, Any]) -> None:

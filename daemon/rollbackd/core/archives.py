@@ -59,7 +59,8 @@ class ArchiveItem(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a downgrade has to keep before it runs a revision, named as it is when that revision begins.
 
     `key` identifies a row afterwards; where the table has none that outlives the revision it is empty, and every
-    remaining column is kept beside the value.
+    remaining column is kept beside the value, and `rollbackd_row` numbers the archive. `copied` says that the daemon copied it
+    ahead, so that only what was written since is left to do.
     """
 
     revision: str
@@ -108,10 +109,22 @@ class KeptSequence(msgspec.Struct, frozen=True, kw_only=True):
     sequence: TableName
     column: str
     last_value: int
+    increment: int = 1
+
+
+class KeptPartition(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition of a kept table, at whatever depth: its bound, and how it is itself partitioned."""
+
+    table: TableName
+    bound: str
+    partition_key: str = ""
 
 
 class KeptDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """The table, or the part of it that is kept, as it was when it was kept."""
+    """The table, or the part of it that is kept, as it was when it was kept.
+
+    Of one column's archive: the columns that the archive has from the table, the kept one last, and what names it.
+    """
 
     columns: tuple[KeptColumn, ...]
     constraints: tuple[KeptConstraint, ...] = ()
@@ -122,6 +135,7 @@ class KeptDefinition(msgspec.Struct, frozen=True, kw_only=True):
     comment: str = ""
     partition_of: str = ""
     partition_key: str = ""
+    partitions: tuple[KeptPartition, ...] = ()
 
 
 class ArchiveEntry(msgspec.Struct, frozen=True, kw_only=True):

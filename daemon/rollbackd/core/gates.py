@@ -13,8 +13,10 @@ class Gate(StrEnum):
     PAUSE = "pause"
     FREEZE = "freeze"
     PLAN = "plan"
+    REHEARSAL = "rehearsal"
     BACKUP = "backup"
     DATA_LOSS = "data_loss"
+    LOCK = "lock"
     WRITES = "writes"
     INCIDENT = "incident"
     ONCE = "once"
@@ -53,7 +55,7 @@ class DataLossPolicy(StrEnum):
 
     REFUSE = "refuse"
     ASK = "ask"
-    PRESERVED = "preserved"
+    ARCHIVED = "archived"
 
 
 class GatePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,7 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True):
     backup_level: int
     cool_down_s: float
     max_rollbacks_a_day: int
+    lock_budget_s: float = 5.0
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,10 +109,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     by_person: bool
     blockers: tuple[str, ...]
     loses_data: tuple[str, ...]
-    loss_is_preserved: bool
+    loss_is_archived: bool
     from_heads: tuple[str, ...]
     downgrades: bool
     stops_writes: bool
+    drains: bool = False
+    rehearsed: str = ""
+    not_rehearsed_because: str = ""
+    lock_s: float = 0.0
     backup_reachable_level: int
     incident: str
     pauses: tuple[Pause, ...] = ()
@@ -121,7 +128,13 @@ def judge_gates(policy: GatePolicy, ask: Ask, now: datetime) -> tuple[GateFindin
     """Judge every gate; each is reported, met or not, so that `explain` can show what spoke against."""
     findings = [_mode(policy, ask), _pause(ask, now), _freeze(ask, now), _plan(ask)]
     if ask.downgrades:
-        findings += [_backup(policy, ask), _data_loss(policy, ask), _writes(ask)]
+        findings += [
+            _rehearsal(ask),
+            _backup(policy, ask),
+            _data_loss(policy, ask),
+            _lock(policy, ask),
+            _writes(ask),
+        ]
     findings += [_incident(policy, ask), _once(ask), _cool_down(policy, ask, now), _breaker(policy, ask, now)]
     findings.append(_approval(policy, ask))
     return tuple(findings)
@@ -200,24 +213,46 @@ def _data_loss(policy: GatePolicy, ask: Ask) -> GateFinding:
         return _found(
             Gate.DATA_LOSS, GateState.REFUSED, f"would destroy {lost}, and the policy refuses any loss"
         )
-    if not ask.loss_is_preserved:
+    if not ask.loss_is_archived:
         reason = (
-            f"would destroy {lost}, and not all of it would be kept: that needs commands under 'deployment' that stop what"
-            " writes, a folder under 'backup', and downgrades that can be read"
+            f"would destroy {lost}, and not all of it is known well enough to be archived: that needs a rehearsal that passes,"
+            " with rows where the downgrade works on rows"
         )
         return _found(Gate.DATA_LOSS, GateState.NEEDS_PERSON, reason)
     if policy.data_loss is DataLossPolicy.ASK:
         return _found(
             Gate.DATA_LOSS,
             GateState.NEEDS_PERSON,
-            f"would destroy {lost}; kept in a dump, and the policy asks a person",
+            f"would destroy {lost}; archived first, and the policy asks a person",
         )
     return _found(
-        Gate.DATA_LOSS, GateState.OPENS, f"would destroy {lost}; dumped and proved after writes have stopped"
+        Gate.DATA_LOSS, GateState.OPENS, f"would destroy {lost}; archived first, in the same transaction"
+    )
+
+
+def _rehearsal(ask: Ask) -> GateFinding:
+    if not ask.rehearsed:
+        reason = f"the way back isn't rehearsed ({ask.not_rehearsed_because}): a person must answer for it"
+        return _found(Gate.REHEARSAL, GateState.NEEDS_PERSON, reason)
+    return _found(Gate.REHEARSAL, GateState.MET, f"rehearsed on scratch, {ask.rehearsed}: it passed")
+
+
+def _lock(policy: GatePolicy, ask: Ask) -> GateFinding:
+    if ask.lock_s < 0:
+        reason = "nobody knows how long it keeps others out of its tables"
+        return _found(Gate.LOCK, GateState.MET if ask.stops_writes else GateState.NEEDS_PERSON, reason)
+    about = f"about {ask.lock_s:.1f} s of lock; the policy's budget is {policy.lock_budget_s:g} s"
+    if ask.lock_s > policy.lock_budget_s and not ask.stops_writes:
+        return _found(Gate.LOCK, GateState.NEEDS_PERSON, about)
+    return _found(
+        Gate.LOCK, GateState.MET, f"{about}, and the application is stopped" if ask.stops_writes else about
     )
 
 
 def _writes(ask: Ask) -> GateFinding:
+    if ask.drains:
+        reason = "the old release, which works on both schemas, is put back first, and the new one is drained"
+        return _found(Gate.WRITES, GateState.OPENS, reason)
     if ask.stops_writes:
         return _found(
             Gate.WRITES, GateState.OPENS, "the declared command stops the application before the downgrade"

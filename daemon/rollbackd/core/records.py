@@ -9,6 +9,7 @@ from rollbackd.core.checks import Finding
 from rollbackd.core.decision import Decision
 from rollbackd.core.events import Event
 from rollbackd.core.plan import Plan
+from rollbackd.core.price import Price
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.core.schema import Schema
 
@@ -49,7 +50,9 @@ class TableCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a database at one moment: revision, schema, counts."""
+    """The state of a database at one moment: revision, schema, counts. With `rehearsed` it is a copy's, as a rehearsal
+    left it: what is expected of the database, and never what was seen there.
+    """
 
     id: str
     target: str
@@ -58,10 +61,15 @@ class StateDocument(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     counts: tuple[TableCount, ...]
     schema: Schema
+    rehearsed: bool = False
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """One deploy of a release to one target, watched from its start to the end of its bake time."""
+    """One deploy of a release to one target, watched from its start to the end of its bake time.
+
+    `image` is the digest of the release's image where the CD system named it (label `image`); `price` is the last known
+    price of going back.
+    """
 
     id: str
     target: str
@@ -82,6 +90,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     incident: str = ""
     scripts_sha256: str = ""
+    image: str = ""
+    price: Price | None = None
 
 
 class StoredDecision(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +165,6 @@ class BackupRecord(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     heads: tuple[str, ...]
     counts: tuple[TableCount, ...]
-    tables: tuple[str, ...] = ()
     tool: str = ""
     removed_at: datetime | None = None
 

@@ -1,9 +1,11 @@
 """What a rehearsal showed: the real downgrade, run on a scratch copy, as observed from the catalog."""
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
+from rollbackd.core.archives import ArchiveItem
 from rollbackd.core.schema import Schema, SchemaDifference, TableName
 
 
@@ -15,17 +17,41 @@ class Depth(StrEnum):
     FULL = "full"
 
 
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """Which revisions are run, in this order, from where to where.
+
+    `kept_scripts` is the digest of a kept release's scripts (empty: the live ones); `archive` is what the worker keeps
+    before each revision, as it will in earnest.
+    """
+
+    direction: Literal["down", "up"] = "down"
+    revisions: tuple[str, ...]
+    from_heads: tuple[str, ...]
+    to_heads: tuple[str, ...]
+    kept_scripts: str = ""
+    archive: tuple[ArchiveItem, ...] = ()
+
+
 class GoneColumn(msgspec.Struct, frozen=True, kw_only=True):
-    """A column of a table that outlives it. `today` and `today_column` name it where the way back begins."""
+    """A column of a table that outlives it. `today` and `today_column` name it where the way back begins.
+
+    `required` where an insert has to name it: NOT NULL, and nothing fills it in.
+    """
 
     table: TableName
     column: str
     today: TableName | None
     today_column: str
+    generated: bool = False
+    required: bool = False
 
 
 class ChangedColumn(msgspec.Struct, frozen=True, kw_only=True):
-    """A column whose type changed; `keeps_values` where every value of the old type is one of the new."""
+    """A column whose type changed; `keeps_values` where every value of the old type is one of the new.
+
+    `using` is the expression of an ALTER … USING where it could be read, `labels` are those of the old enum type that the
+    new type lacks.
+    """
 
     table: TableName
     column: str
@@ -34,6 +60,7 @@ class ChangedColumn(msgspec.Struct, frozen=True, kw_only=True):
     keeps_values: bool
     today: TableName | None
     today_column: str
+    using: str = ""
     labels: tuple[str, ...] = ()
 
 
@@ -64,13 +91,17 @@ class NewRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WrittenTable(msgspec.Struct, frozen=True, kw_only=True):
-    """A table that a step wrote rows of, or would where there were any; numbers are those of the copy."""
+    """A table that a step wrote rows of, or would where there were any; numbers are those of the copy.
+
+    `may_lose` where it is more than inserting: rows can be changed or removed, if by a foreign key's action.
+    """
 
     table: TableName
     today: TableName | None
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
+    may_lose: bool = True
 
 
 class TakenLock(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +136,7 @@ class RehearsedRevision(msgspec.Struct, frozen=True, kw_only=True):
     locks: tuple[TakenLock, ...] = ()
     rewritten: tuple[TableName, ...] = ()
     gone_views: tuple[TableName, ...] = ()
+    gone_unique_indexes: tuple[str, ...] = ()
     transactional: bool = True
 
     @property
@@ -123,7 +155,11 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
-    """One rehearsal. With `failure` it stopped there; with `unknown` it couldn't be made, and why."""
+    """One rehearsal. With `failure` it stopped there; with `unknown` it couldn't be made, and why.
+
+    `expected` is the schema that it led to, with owners and grants where the copy had them (`keeps_owners`). `archive` is
+    what has to be kept before each revision, as what went and changed was seen.
+    """
 
     depth: Depth
     from_heads: tuple[str, ...]
@@ -136,6 +172,8 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     unknown: str = ""
     seconds: float = 0.0
     rows: int = 0
+    keeps_owners: bool = False
+    archive: tuple[ArchiveItem, ...] = ()
 
     @property
     def passed(self) -> bool:

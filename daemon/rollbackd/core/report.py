@@ -36,6 +36,8 @@ class ReportRevision(msgspec.Struct, frozen=True, kw_only=True):
     effects: tuple[str, ...]
     statements: tuple[str, ...]
     unread: str = ""
+    verdict: str = ""
+    why: tuple[str, ...] = ()
 
 
 class ReportBackup(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,8 +49,28 @@ class ReportBackup(msgspec.Struct, frozen=True, kw_only=True):
     level: int
     size_bytes: int
     rows: int
-    tables: tuple[str, ...]
     commands: tuple[str, ...]
+
+
+class ReportRehearsal(msgspec.Struct, frozen=True, kw_only=True):
+    """The rehearsal that the plan was made of."""
+
+    depth: str
+    passed: bool
+    text: str
+    difference: tuple[str, ...]
+
+
+class ReportArchive(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was kept before it went; `restored_at` when it was last brought back."""
+
+    kind: str
+    table: str
+    column: str
+    place: str
+    rows: int
+    revision: str
+    restored_at: datetime | None = None
 
 
 class NextStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +109,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     log: tuple[str, ...]
     findings: tuple[Finding, ...]
     loses: tuple[str, ...]
+    rehearsal: ReportRehearsal
+    archives: tuple[ReportArchive, ...]
+    archives_unreadable: str
+    restore_script: str
+    price: str
     decision: dict[str, str]
     next_steps: tuple[NextStep, ...]
 
@@ -127,6 +154,7 @@ def to_markdown(report: Report) -> str:
         lines += [f"> {_inline(report.statement)}", ""]
     lines += _facts(report)
     lines += _state_before(report)
+    lines += _rehearsal(report)
     lines += _steps(report)
     lines += _checks(report)
     lines += _preservation(report)
@@ -150,6 +178,7 @@ def _facts(report: Report) -> list[str]:
         ("To", _heads(report.to_heads, report)),
         ("Release", f"{report.release_from or 'not said'} → {report.release_to or 'not said'}"),
         ("Method", report.method),
+        *([("Price, as last known", report.price)] if report.price else []),
         ("Status", report.status),
     ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows), ""]
@@ -178,10 +207,11 @@ def _unapproved(report: Report) -> str:
 def _state_before(report: Report) -> list[str]:
     lines = ["## State before", ""]
     if report.revisions:
-        lines += ["| Revision taken off | Title | Destroys |", "|---|---|---|"]
+        lines += ["| Revision taken off | Title | Verdict | Why |", "|---|---|---|---|"]
         for revision in report.revisions:
+            why = "; ".join(revision.why or revision.effects) or "nothing is lost"
             lines.append(
-                f"| {_code(revision.id)} | {_cell(revision.title)} | {_cell('; '.join(revision.effects) or 'nothing')} |"
+                f"| {_code(revision.id)} | {_cell(revision.title)} | {revision.verdict} | {_cell(why)} |"
             )
         lines.append("")
     if report.counts_before:
@@ -228,14 +258,48 @@ def _checks(report: Report) -> list[str]:
     return lines
 
 
+def _rehearsal(report: Report) -> list[str]:
+    rehearsal = report.rehearsal
+    if report.method in ("hold", "redeploy_only"):
+        return []
+    lines = ["## Rehearsal", "", _inline(rehearsal.text), ""]
+    if rehearsal.difference:
+        lines += [
+            "What it changed, as the catalog of the copy showed:",
+            "",
+            *_fenced("\n".join(rehearsal.difference), "diff"),
+            "",
+        ]
+    return lines
+
+
 def _preservation(report: Report) -> list[str]:
     lines = ["## Data preservation", ""]
     if report.loses:
-        lines += ["The downgrade destroys:", "", *(f"- {_inline(text)}" for text in report.loses), ""]
+        lines += ["The downgrade takes away:", "", *(f"- {_inline(text)}" for text in report.loses), ""]
     else:
         lines += ["The downgrade destroys no rows or values that are known of.", ""]
+    if report.archives_unreadable:
+        lines += [f"What is archived couldn't be read: {_inline(report.archives_unreadable)}", ""]
+    if report.archives:
+        lines += ["| Kept | Of | Rows | In | Brought back |", "|---|---|---:|---|---|"]
+        for archive in report.archives:
+            place = f"{archive.table}.{archive.column}" if archive.column else archive.table
+            back = f"{archive.restored_at:%F %T} UTC" if archive.restored_at else "not yet"
+            lines.append(
+                f"| {archive.kind} | {_cell(place)} | {archive.rows:,} | {_code(archive.place)} | {back} |"
+            )
+        lines += [
+            "",
+            "Once the fixed migration is in, this brings it back, overwrites nothing newer, and may be repeated:",
+            "",
+            *_fenced(f"rollbackd restore {report.run} --dry-run\nrollbackd restore {report.run}", "sh"),
+            "",
+        ]
+    if report.restore_script:
+        lines += ["The same as plain SQL, for `psql -f`:", "", *_fenced(report.restore_script, "sql"), ""]
     for backup in report.backups:
-        what = f"tables {', '.join(backup.tables)}" if backup.tables else "the whole database"
+        what = "the whole database"
         if backup.purpose == "gate":
             what = "what the upgrade itself had destroyed (this backup is from before it)"
         lines += [

@@ -59,6 +59,11 @@ class Schema(msgspec.Struct, frozen=True):
 
     objects: dict[str, str]
 
+    def without_owners(self) -> "Schema":
+        """Without owners and grants: what a copy on another server can be compared with."""
+        kept = {n: d for n, d in self.objects.items() if not n.startswith(("owner of ", "grants on "))}
+        return Schema(objects=kept)
+
     def fingerprint(self) -> str:
         """SHA-256 over all definitions, order-free."""
         digest = hashlib.sha256()

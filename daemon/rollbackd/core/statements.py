@@ -211,6 +211,31 @@ def read_statement(statement: str) -> tuple[StatementEffect, ...]:
     return tuple(found)
 
 
+def read_using(statement: str, table: str, column: str) -> str:
+    """The USING expression of an ALTER COLUMN … TYPE on this column, as SQL; empty where there is none to be read."""
+    if "using" not in statement.lower():
+        return ""
+    import sqlglot  # noqa: PLC0415
+    from sqlglot import errors, exp  # noqa: PLC0415
+
+    try:
+        trees = sqlglot.parse(statement, dialect="postgres")
+    except (errors.SqlglotError, RecursionError):
+        return ""
+    for tree in trees:
+        if (
+            not isinstance(tree, exp.Alter)
+            or not isinstance(tree.this, exp.Table)
+            or _name(tree.this) != table
+        ):
+            continue
+        for action in tree.args.get("actions") or []:
+            using = action.args.get("using") if isinstance(action, exp.AlterColumn) else None
+            if using is not None and _name(action.this) == column:
+                return str(using.sql(dialect="postgres"))
+    return ""
+
+
 def _read_tree(tree: "exp.Expression", unread: StatementEffect) -> list[StatementEffect]:
     from sqlglot import exp  # noqa: PLC0415
 

@@ -26,6 +26,7 @@ from rollbackd.intake.hooks import located, parse_body
 from rollbackd.intake.identity import Caller, Role, UnidentifiedError, create_token, identify, revoke_token
 from rollbackd.ports import Clock, Store
 from rollbackd.settings import Settings
+from rollbackd.workflow.bringing_back import describe_archive, describe_restore
 from rollbackd.workflow.engine import Engine
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
 from rollbackd.workflow.reporting import Reporting
@@ -56,10 +57,22 @@ class PlanAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class WordGiven(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /api/v1/runs/{id}/approve, deny, resume or abandon."""
+    """POST /api/v1/runs/{id}/approve, deny or abandon."""
 
     reason: str = ""
     plan_sha256: str = ""
+
+
+class ResumeAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/runs/{id}/resume; `stamp` moves a stamp that was lost first."""
+
+    stamp: bool = False
+
+
+class RestoreAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/runs/{id}/restore."""
+
+    dry_run: bool = False
 
 
 class PauseAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,7 +140,10 @@ class Api:
             web.post(f"{v1}/runs/{{id}}/abandon", self._guard(Role.OPERATE, self.abandon)),
             web.post(f"{v1}/pause", self._guard(Role.OPERATE, self.pause)),
             web.post(f"{v1}/unpause", self._guard(Role.OPERATE, self.unpause)),
+            web.post(f"{v1}/runs/{{id}}/restore", self._guard(Role.OPERATE, self.restore)),
+            web.get(f"{v1}/targets/{{name}}/archives", self._guard(Role.READ, self.archives)),
             web.post(f"{v1}/backups/prune", self._guard(Role.OPERATE, self.prune_backups)),
+            web.post(f"{v1}/archives/prune", self._guard(Role.OPERATE, self.prune_archives)),
             web.post(f"{v1}/tokens", self._guard(Role.OPERATE, self.create_token)),
             web.post(f"{v1}/tokens/{{name}}/revoke", self._guard(Role.OPERATE, self.revoke_token)),
         ]
@@ -293,7 +309,9 @@ class Api:
 
     async def resume(self, request: web.Request, caller: Caller) -> Any:
         """Go on with a held run."""
-        return describe_run(await self._operations.resume(request.match_info["id"], caller.name))
+        asked = await _body(request, ResumeAsked)
+        run = await self._operations.resume(request.match_info["id"], caller.name, stamp=asked.stamp)
+        return describe_run(run)
 
     async def abandon(self, request: web.Request, caller: Caller) -> Any:
         """Let a held run go."""
@@ -316,6 +334,22 @@ class Api:
     async def prune_backups(self, request: web.Request, caller: Caller) -> Any:
         """Remove what the retention no longer keeps."""
         return {"removed": [backup.id for backup in await self._operations.prune_backups()]}
+
+    async def restore(self, request: web.Request, caller: Caller) -> Any:
+        """Bring back what a run archived."""
+        asked = await _body(request, RestoreAsked)
+        report = await self._operations.restore(request.match_info["id"], caller.name, dry_run=asked.dry_run)
+        return describe_restore(report)
+
+    async def archives(self, request: web.Request, caller: Caller) -> Any:
+        """What a target's archives hold."""
+        found = await self._operations.archives(request.match_info["name"], request.query.get("run", ""))
+        return [describe_archive(entry) for entry in found]
+
+    async def prune_archives(self, request: web.Request, caller: Caller) -> Any:
+        """Drop what the retention no longer keeps."""
+        dropped = await self._operations.prune_archives()
+        return {name: [describe_archive(entry) for entry in gone] for name, gone in dropped.items()}
 
     async def create_token(self, request: web.Request, caller: Caller) -> Any:
         """Make a token; local people alone may, so that a token can't make another."""

@@ -162,6 +162,7 @@ class Deciding:
             release_from=deployment.version,
             release_to=deployment.previous_version,
             kept_scripts=deployment.scripts_sha256,
+            wants_downgrade=False,
         )
 
     async def _say(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from rollbackd.core.plan import Downgrade, Preserve, Step, StopApplication, step_text
+from rollbackd.core.plan import Downgrade, Step, StopApplication, step_text
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
 from rollbackd.errors import (
@@ -147,10 +147,33 @@ class Engine:
                 return await self._fail(lease, number, step, error)
         return await self._finish(lease, RunState.SUCCEEDED, "")
 
+    async def move_stamp(self, run: Run, actor: str) -> None:
+        """Move the stamp that the run's downgrade lost, where the schema says that everything else is done.
+
+        Raises:
+            RefusedError: when the schema isn't the one that the rehearsal led to.
+        """
+        # A held run is nobody's: its last fence still writes.
+        lease = Lease(run, run.fence)
+        for number, step in enumerate(run.plan.steps):
+            records = [r for r in await self._store.journal_of(run.id) if r.step == number]
+            if isinstance(step, Downgrade) and records and records[-1].phase is not StepPhase.DONE:
+                evidence = await steps.move_stamp(step, self._context(lease, number))
+                await self._record(
+                    lease,
+                    step,
+                    number,
+                    records[-1].attempt,
+                    StepPhase.INTENT,
+                    {**evidence, "stamped_by": actor},
+                )
+                return
+        raise RefusedError(f"no downgrade of {run.id} was begun and left, so no stamp can be lost")
+
     async def _distrust_the_stop(self, lease: Lease) -> None:
         """Nobody watched since the run was interrupted: what was stopped may have run, and written, in between.
 
-        So before a downgrade was begun, stopping is looked at anew and what was preserved before counts no more.
+        So before a downgrade was begun, stopping is looked at anew.
         """
         run = lease.run
         journal = await self._store.journal_of(run.id)
@@ -160,7 +183,7 @@ class Engine:
         for number in sorted(begun):
             step = run.plan.steps[number]
             last = [r for r in journal if r.step == number][-1]
-            if isinstance(step, (StopApplication, Preserve)) and last.phase is StepPhase.DONE:
+            if isinstance(step, StopApplication) and last.phase is StepPhase.DONE:
                 await self._record(
                     lease, step, number, 0, StepPhase.UNDONE, {"because": "the run was interrupted"}
                 )

@@ -3,8 +3,16 @@
 from dataclasses import dataclass
 
 from rollbackd.core.gates import GatePolicy
-from rollbackd.core.plan import PlanTimes
-from rollbackd.ports import Application, Backups, DatabaseReader, MigrationWorker, Prober
+from rollbackd.core.plan import Means, PlanTimes, WayBack
+from rollbackd.ports import (
+    Application,
+    Archives,
+    Backups,
+    DatabaseReader,
+    MigrationWorker,
+    Prober,
+    Rehearsals,
+)
 from rollbackd.settings import Target
 
 LOOK_S = 120.0
@@ -19,6 +27,8 @@ class Guarded:
     database: DatabaseReader
     worker: MigrationWorker
     backups: Backups
+    rehearsals: Rehearsals
+    archives: Archives
     application: Application
     prober: Prober
 
@@ -47,6 +57,31 @@ class Guarded:
             backup_level=settings.policy.backup_level,
         )
 
+    @property
+    def can_rehearse(self) -> bool:
+        """Whether there is a scratch server, and the configuration wants rehearsals."""
+        scratch = self.settings.scratch
+        return bool(scratch.url or scratch.same_server) and self.settings.rehearsal.depth != "none"
+
+    def means(self, *, wants_downgrade: bool) -> Means:
+        """What the configuration lets a plan do. Who wants the downgrade itself isn't served by leaving the schema."""
+        settings = self.settings
+        ways = [WayBack(way) for way in settings.policy.ways_back]
+        restores = bool(settings.backup.directory) and settings.policy.backup_level >= 4
+        return Means(
+            stops_application=self.application.can_stop,
+            starts_application=self.application.can_start,
+            has_probes=bool(settings.probes),
+            has_backup=settings.backs_up,
+            can_rehearse_on_backup=self.can_rehearse
+            and restores
+            and settings.rehearsal.depth in ("auto", "full"),
+            ways=tuple(way for way in ways if not (wants_downgrade and way is WayBack.LEAVE_SCHEMA)),
+            tolerates_stamp=settings.deployment.tolerates_unknown_stamp,
+            lock_budget_s=settings.archive.lock_budget,
+            application=settings.deployment.application_name,
+        )
+
     def gate_policy(self) -> GatePolicy:
         """The part of the policy that gates read."""
         policy = self.settings.policy
@@ -58,4 +93,5 @@ class Guarded:
             backup_level=policy.backup_level,
             cool_down_s=policy.cool_down,
             max_rollbacks_a_day=policy.max_rollbacks_a_day,
+            lock_budget_s=self.settings.archive.lock_budget,
         )

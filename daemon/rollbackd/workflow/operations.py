@@ -7,18 +7,21 @@ from typing import Protocol
 
 import msgspec
 
+from rollbackd.core.archives import ArchiveEntry
 from rollbackd.core.assess import heads_text
 from rollbackd.core.events import Event
 from rollbackd.core.gates import GateFinding, Pause
 from rollbackd.core.plan import Plan
 from rollbackd.core.records import BackupRecord, Deployment, Run
-from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
+from rollbackd.core.restoring import RestoreReport
+from rollbackd.core.run import UNFINISHED
+from rollbackd.errors import NotFoundError, RefusedError, RollbackdError, TransientError
 from rollbackd.ports import Clock, Progress, Store
 from rollbackd.workflow import permitting
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
-from rollbackd.workflow.retention import prune_backups
+from rollbackd.workflow.retention import prune_archives, prune_backups
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, Runs
 from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
 
@@ -66,7 +69,7 @@ class Operations:
     async def plan(self, target: str, *, to: str, release: str = "") -> tuple[Plan, tuple[GateFinding, ...]]:
         """Plan without doing anything, and say what the gates would answer to a person."""
         guarded = self._named(target)
-        plan = await self._plan(guarded, to, release)
+        plan = await self._plan(guarded, to, release, fresh=True)
         gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=True, incident="")
         return plan, gates
 
@@ -115,9 +118,9 @@ class Operations:
         """Say no to a run that awaits approval."""
         return await self._runs.deny(run, actor, reason=reason)
 
-    async def resume(self, run: str, actor: str) -> Run:
-        """Go on with a held run."""
-        return await self._runs.resume(run, actor)
+    async def resume(self, run: str, actor: str, *, stamp: bool = False) -> Run:
+        """Go on with a held run; with `stamp`, move a stamp that was lost first."""
+        return await self._runs.resume(run, actor, stamp=stamp)
 
     async def abandon(self, run: str, actor: str, *, reason: str = "") -> Run:
         """Let a held run go."""
@@ -142,6 +145,39 @@ class Operations:
         if lifted:
             self._happenings.tell("automation_unpaused", target=target, who=who)
         return lifted
+
+    async def restore(self, run_id: str, actor: str, *, dry_run: bool) -> RestoreReport:
+        """Bring back what a run archived; with `dry_run` only say what that would do."""
+        run = await self._store.run(run_id)
+        if run is None:
+            raise NotFoundError(f"there is no run {run_id}; 'rollbackd history' lists them")
+        if run.state in UNFINISHED:
+            raise RefusedError(f"{run_id} is {run.state}: settle it before anything is brought back")
+        guarded = self._named(run.target)
+        if not await guarded.database.wait_for_migration_lock(5):
+            raise TransientError(
+                f"a session migrates {run.target} right now: bring the data back when it is done"
+            )
+        report = await guarded.archives.restore(run_id, dry_run=dry_run)
+        if not dry_run:
+            self._happenings.tell(
+                "data_restored",
+                run=run_id,
+                target=run.target,
+                environment=guarded.settings.environment,
+                actor=actor,
+                restored=report.restored,
+                left=sum(entry.left for entry in report.entries),
+            )
+        return report
+
+    async def archives(self, target: str, run: str = "") -> tuple[ArchiveEntry, ...]:
+        """What a target's archives hold."""
+        return await self._named(target).archives.entries(run or None)
+
+    async def prune_archives(self) -> dict[str, tuple[ArchiveEntry, ...]]:
+        """Drop the archives that the targets' retention no longer keeps; what was dropped, by target."""
+        return await prune_archives(self._store, self._clock, self._guarded)
 
     async def prune_backups(self) -> list[BackupRecord]:
         """Remove what the retention no longer keeps."""
@@ -193,11 +229,11 @@ class Operations:
         horizon = self._clock.now() - timedelta(seconds=guarded.settings.backup.reuse_within)
         level = guarded.settings.policy.backup_level
         for known in await self._store.backups(guarded.name, 5):
-            usable = known.removed_at is None and not known.tables and known.level >= level
+            usable = known.removed_at is None and known.level >= level
             if usable and known.created_at >= horizon and await guarded.backups.is_whole(known):
                 return known
         backup = await guarded.backups.take(
-            "", GATE_BACKUP, tables=(), timeout_s=guarded.settings.backup.dump_timeout, on_progress=_unheard
+            "", GATE_BACKUP, timeout_s=guarded.settings.backup.dump_timeout, on_progress=_unheard
         )
         proved = await guarded.backups.prove(
             backup, level=level, timeout_s=guarded.settings.backup.proof_timeout, on_progress=_unheard
@@ -213,7 +249,7 @@ class Operations:
         )
         return proved
 
-    async def _plan(self, guarded: Guarded, to: str, release: str) -> Plan:
+    async def _plan(self, guarded: Guarded, to: str, release: str, *, fresh: bool = False) -> Plan:
         deployment = await self._last_deployment(guarded)
         release_to, release_from, kept = release, "", ""
         if deployment is not None and deployment.outcome == ROLLED_BACK:
@@ -223,7 +259,7 @@ class Operations:
             release_to = release or deployment.previous_version
             release_from, kept = deployment.version, deployment.scripts_sha256
         return await self._planners[guarded.name].downgrade(
-            to, release_from=release_from, release_to=release_to, kept_scripts=kept
+            to, release_from=release_from, release_to=release_to, kept_scripts=kept, fresh=fresh
         )
 
     async def _last_deployment(self, guarded: Guarded) -> Deployment | None:

@@ -3,8 +3,9 @@
 from datetime import datetime, timedelta
 
 from rollbackd.core.gates import Ask, Freeze, Gate, GateFinding, GateState, PastRun, judge_gates
-from rollbackd.core.plan import Plan, Preserve
+from rollbackd.core.plan import Plan, WayBack
 from rollbackd.core.run import FINISHED, RunState
+from rollbackd.core.verdicts import Verdict
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
 
@@ -25,11 +26,14 @@ async def judge(
         by_person=by_person,
         blockers=plan.blockers,
         loses_data=plan.loses,
-        loss_is_preserved=any(isinstance(step, Preserve) for step in plan.steps)
-        and not any(revision.unread for revision in plan.revisions),
+        loss_is_archived=plan.verdict in (Verdict.REVERSIBLE, Verdict.LOSES_DATA),
         from_heads=plan.from_heads,
         downgrades=plan.downgrades,
         stops_writes=plan.stops_writes,
+        drains=plan.way_back is WayBack.RELEASE_FIRST,
+        rehearsed=_rehearsed(plan),
+        not_rehearsed_because=plan.rehearsed.unknown or plan.rehearsed.failure,
+        lock_s=plan.estimate.lock_s,
         backup_reachable_level=guarded.backups.reachable_level(),
         incident=incident,
         pauses=tuple(pauses),
@@ -55,12 +59,27 @@ async def judge(
     return findings
 
 
+def _rehearsed(plan: Plan) -> str:
+    """With what it was rehearsed; empty where it wasn't, or didn't pass."""
+    if not plan.rehearsed.passed:
+        return ""
+    return {
+        "schema": "on the schema alone",
+        "sample": f"with a sample of {plan.rehearsed.rows:,} rows",
+        "full": "with every row",
+    }[plan.rehearsed.depth]
+
+
 def _approved_in_advance(plan: Plan, guarded: Guarded) -> bool:
-    """The class that a policy may approve beforehand: nothing is lost that is known of, and every statement was read."""
-    return guarded.settings.policy.approve_in_advance and not plan.loses
+    """The class that a policy may approve beforehand: rehearsed, nothing is lost, and locks last less than a second."""
+    harmless = plan.verdict is Verdict.REVERSIBLE and not plan.loses
+    quick = not plan.downgrades or (plan.rehearsed.passed and 0 <= plan.estimate.lock_s < 1)
+    return guarded.settings.policy.approve_in_advance and harmless and quick
 
 
 def _waive(finding: GateFinding) -> GateFinding:
     if finding.gate is not Gate.APPROVAL or finding.state is not GateState.NEEDS_PERSON:
         return finding
-    return GateFinding(gate=finding.gate, state=GateState.MET, reason="approved in advance: nothing is lost")
+    return GateFinding(
+        gate=finding.gate, state=GateState.MET, reason="approved in advance: rehearsed, and nothing is lost"
+    )

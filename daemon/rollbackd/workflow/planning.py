@@ -1,35 +1,55 @@
-"""Making a plan: ask the worker for the graph and the statements, the database for its heads, and let the core lay it out."""
+"""Making a plan: the worker says what is in the scripts, scratch what they do, the database what that costs; the core lays
+it out.
+"""
 
-import msgspec
+import asyncio
+from collections.abc import Mapping
 
+from rollbackd.core.archives import ArchiveItem
 from rollbackd.core.assess import heads_text
 from rollbackd.core.plan import (
+    Findings,
     Plan,
     PlannedRevision,
-    Preserve,
     plan_downgrade,
     plan_hold,
     plan_redeploy,
     planned_revision,
 )
-from rollbackd.core.revisions import RevisionGraph
+from rollbackd.core.reading import ReadRevision, irreversible, read_effects
+from rollbackd.core.records import StateDocument
+from rollbackd.core.rehearsal import Rehearsal, Way
+from rollbackd.core.revisions import Path, RevisionGraph
+from rollbackd.core.risks import Risks
+from rollbackd.core.schema import TableName
+from rollbackd.core.verdicts import judge_old_release
 from rollbackd.errors import RefusedError
-from rollbackd.ports import Described
+from rollbackd.ports import Clock, Described, MigrationEnvironment, Store
 from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.rehearsing import Rehearsed, read_items, rehearse
 
 
 class Planner:
     """Plans for one target; the last plan is kept, so that the way back is ready before it is needed."""
 
-    def __init__(self, guarded: Guarded) -> None:
+    def __init__(self, guarded: Guarded, store: Store, clock: Clock) -> None:
         self._guarded = guarded
+        self._store = store
+        self._clock = clock
         self._ready: tuple[tuple[object, ...], Plan] | None = None
+        self._rehearsed: tuple[tuple[object, ...], Rehearsed] | None = None
+        self._turn = asyncio.Lock()
 
     async def graph(self, kept_scripts: str = "") -> tuple[RevisionGraph, Described, tuple[str, ...]]:
         """The revision graph that knows the database's heads, and these heads.
 
         Where the live scripts lack a head, the kept ones of the deployed release are used.
         """
+        graph, described, heads, _ = await self._graph(kept_scripts)
+        return graph, described, heads
+
+    async def _graph(self, kept_scripts: str) -> tuple[RevisionGraph, Described, tuple[str, ...], str]:
+        """As `graph`, and the digest of the kept scripts that are used (empty: the live ones)."""
         worker = self._guarded.worker
         heads = await self._guarded.database.heads()
         worker.use_scripts("")
@@ -38,8 +58,8 @@ class Planner:
         if kept_scripts and any(head not in graph for head in heads):
             worker.use_scripts(kept_scripts)
             described = await worker.describe()
-            graph = RevisionGraph(described.revisions)
-        return graph, described, heads
+            return RevisionGraph(described.revisions), described, heads, kept_scripts
+        return graph, described, heads, ""
 
     async def downgrade(
         self,
@@ -48,60 +68,138 @@ class Planner:
         release_from: str,
         release_to: str,
         kept_scripts: str = "",
+        wants_downgrade: bool = True,
+        fresh: bool = False,
     ) -> Plan:
         """Plan the way down to these heads (or to what a person typed). Touches nothing.
+
+        Args:
+            wants_downgrade: False where the deploy shall be undone, and the schema may as well stay.
+            fresh: count and rehearse on the schema as it is now, however young the plan is that is ready.
 
         Raises:
             RefusedError: when there is no such way, in one sentence with what to do.
         """
-        graph, described, heads = await self.graph(kept_scripts)
-        wanted = graph.resolve(to, heads) if isinstance(to, str) else to
-        key = (heads, wanted, described.scripts_sha256, release_from, release_to)
-        if self._ready is not None and self._ready[0] == key:
-            return self._ready[1]
-        path = graph.path_down(heads, wanted)
-        environment = await self._guarded.worker.environment()
-        if environment.heads != heads:
-            raise RefusedError(
-                f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}: they"
-                " don't look at the same version table; see 'migrations.version_table' and 'migrations.url'"
-            )
-        read = await self._guarded.worker.read(path.revisions)
-        settings = self._guarded.settings
-        application = self._guarded.application
-        plan = await self._qualified(
-            environment.search_path,
-            plan_downgrade(
+        async with self._turn:
+            graph, described, heads, kept = await self._graph(kept_scripts)
+            wanted = graph.resolve(to, heads) if isinstance(to, str) else to
+            key = (heads, wanted, described.scripts_sha256, release_from, release_to, wants_downgrade)
+            if not fresh and self._ready is not None and self._ready[0] == key:
+                return self._ready[1]
+            path = graph.path_down(heads, wanted)
+            environment = await self._guarded.worker.environment()
+            if environment.heads != heads:
+                raise RefusedError(
+                    f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}: they"
+                    " don't look at the same version table; see 'migrations.version_table' and 'migrations.url'"
+                )
+            read = await self._guarded.worker.read(path.revisions)
+            found = await self._find(path, read, environment, described.scripts_sha256, kept)
+            plan = plan_downgrade(
                 self._guarded.name,
                 graph,
                 path,
-                read,
+                found,
+                self._guarded.means(wants_downgrade=wants_downgrade),
                 self._guarded.plan_times(),
                 release_from=release_from,
                 release_to=release_to,
-                scripts_sha256=described.scripts_sha256,
-                stops_application=application.can_stop,
-                starts_application=application.can_start,
-                has_probes=bool(settings.probes),
-                has_backup=settings.backs_up,
-                can_preserve=bool(settings.backup.directory),
-                one_transaction_each=environment.transaction_per_migration,
-                never_transactional=environment.commits_each_statement,
-            ),
-        )
-        self._ready = (key, plan)
-        return plan
-
-    async def _qualified(self, search_path: tuple[str, ...], plan: Plan) -> Plan:
-        """The plan with the tables that lose data as the catalog has them."""
-        if not plan.lossy_tables:
+            )
+            self._ready = (key, plan)
             return plan
-        tables = await self._guarded.database.resolve_tables(plan.lossy_tables, search_path)
-        steps = tuple(
-            msgspec.structs.replace(step, tables=tables) if isinstance(step, Preserve) else step
-            for step in plan.steps
+
+    async def _find(
+        self,
+        path: Path,
+        read: dict[str, ReadRevision],
+        environment: MigrationEnvironment,
+        scripts_sha256: str,
+        kept: str,
+    ) -> Findings:
+        """Everything that is known of this path: read, rehearsed and counted."""
+        database = self._guarded.database
+        schema = await database.schema()
+        fingerprint = schema.fingerprint()
+        rehearsal: Rehearsal | None = None
+        result = Rehearsed(None, Risks())
+        if not any(irreversible(read[r]) for r in path.revisions):
+            way = Way(
+                revisions=path.revisions,
+                from_heads=path.from_heads,
+                to_heads=path.to_heads,
+                kept_scripts=kept,
+            )
+            result = await self._rehearse(way, fingerprint, scripts_sha256)
+            rehearsal = result.rehearsal
+        passed = rehearsal is not None and rehearsal.passed
+        archive = (
+            rehearsal.archive
+            if rehearsal is not None and passed
+            else await self._read_items(read, environment)
         )
-        return msgspec.structs.replace(plan, lossy_tables=tables, steps=steps)
+        return Findings(
+            read={r: read[r] for r in path.revisions},
+            rehearsal=rehearsal,
+            risks=result.risks,
+            archive=archive,
+            old_release=judge_old_release(rehearsal),
+            sizes=await database.table_sizes(),
+            fingerprint=fingerprint,
+            scripts_sha256=scripts_sha256,
+            expected_document=await self._keep_expected(rehearsal),
+            one_transaction_each=environment.transaction_per_migration,
+            never_transactional=environment.commits_each_statement,
+        )
+
+    async def _rehearse(self, way: Way, fingerprint: str, scripts_sha256: str) -> Rehearsed:
+        """A rehearsal of the same scripts on the same schema is as good as a new one, but for the rows' numbers."""
+        key = (way, fingerprint, scripts_sha256)
+        known = self._rehearsed
+        if known is not None and known[0] == key and known[1].rehearsal is not None:
+            risks = await self._guarded.database.risks(
+                known[1].rehearsal, self._guarded.settings.counting.budget
+            )
+            # Rows that came since and are in the way make a rehearsal old.
+            if {o.name for o in risks.obstacles if o.rows} <= {
+                o.name for o in known[1].risks.obstacles if o.rows
+            }:
+                return Rehearsed(known[1].rehearsal, risks)
+        found = await rehearse(self._guarded, way, fingerprint)
+        passed = found.rehearsal is not None and found.rehearsal.passed
+        self._rehearsed = (key, found) if passed else None
+        return found
+
+    async def _read_items(
+        self, read: Mapping[str, ReadRevision], environment: MigrationEnvironment
+    ) -> tuple[ArchiveItem, ...]:
+        database = self._guarded.database
+        named = {
+            effect.table for revision in read.values() for effect in read_effects(revision) if effect.table
+        }
+        names: dict[str, tuple[TableName, ...]] = {}
+        for name in sorted(named):
+            found = await database.resolve_tables((name,), environment.search_path)
+            names[name] = tuple(TableName(*table.split(".", 1)) for table in found if "." in table)
+        tables = tuple(sorted({table for found in names.values() for table in found}))
+        return read_items(dict(read), names, await database.keys(tables))
+
+    async def _keep_expected(self, rehearsal: Rehearsal | None) -> str:
+        """Keep the schema that the rehearsal led to; its id."""
+        if rehearsal is None or not rehearsal.passed:
+            return ""
+        fingerprint = rehearsal.expected.fingerprint()
+        document = StateDocument(
+            id=f"rehearsed-{fingerprint[:32]}",
+            target=self._guarded.name,
+            taken_at=self._clock.now(),
+            heads=rehearsal.to_heads,
+            fingerprint=fingerprint,
+            counts=(),
+            schema=rehearsal.expected,
+            rehearsed=True,
+        )
+        await self._store.save_document(document)
+        return document.id
 
     async def redeploy(self, *, release_from: str, release_to: str) -> Plan:
         """Plan to put the old release back and leave the database as it is."""

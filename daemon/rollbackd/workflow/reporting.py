@@ -4,14 +4,23 @@ from collections.abc import Mapping
 
 import msgspec
 
+from rollbackd.core.archives import SCHEMA
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding
 from rollbackd.core.matrix import Action
-from rollbackd.core.plan import WayBack, step_text
+from rollbackd.core.plan import Plan, WayBack, step_text
 from rollbackd.core.records import BackupRecord, LogLine, Run, StepRecord, StoredDecision, TableCount
-from rollbackd.core.report import NextStep, Report, ReportBackup, ReportRevision, ReportStep
+from rollbackd.core.report import (
+    NextStep,
+    Report,
+    ReportArchive,
+    ReportBackup,
+    ReportRehearsal,
+    ReportRevision,
+    ReportStep,
+)
 from rollbackd.core.run import RunState, StepPhase
-from rollbackd.errors import NotFoundError
+from rollbackd.errors import NotFoundError, RollbackdError
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.steps import GATE_BACKUP
@@ -43,6 +52,9 @@ class Reporting:
         approvals = await self._store.approvals(run_id)
         log = await self._store.log_of(run_id)
         backups = await self._backups(run, journal)
+        archives, script, unreadable = await self._archives(run, guarded)
+        deployment = await self._store.deployment(run.deployment) if run.deployment else None
+        price = deployment.price if deployment is not None else None
         return Report(
             run=run.id,
             target=run.target,
@@ -69,6 +81,8 @@ class Reporting:
                     effects=tuple(e.text() for e in r.effects),
                     statements=r.statements,
                     unread=r.unread,
+                    verdict=str(r.verdict),
+                    why=r.why,
                 )
                 for r in run.plan.revisions
             ),
@@ -79,9 +93,39 @@ class Reporting:
             log=_statements(log),
             findings=_findings(journal),
             loses=run.plan.loses,
+            rehearsal=_rehearsal(run.plan),
+            archives=archives,
+            archives_unreadable=unreadable,
+            restore_script=script,
+            price=price.text() if price is not None else "",
             decision=_decision(decision),
             next_steps=_next_steps(run, decision, _done_kinds(run, journal)),
         )
+
+    async def _archives(
+        self, run: Run, guarded: Guarded | None
+    ) -> tuple[tuple[ReportArchive, ...], str, str]:
+        """What the guarded database keeps of this run, the SQL that brings it back, and why neither could be read."""
+        if not run.plan.archive or guarded is None or not run.plan.downgrades:
+            return (), "", ""
+        try:
+            entries = await guarded.archives.entries(run.id)
+            script = await guarded.archives.restore_script(run.id) if entries else ""
+        except RollbackdError as error:
+            return (), "", str(error)
+        found = tuple(
+            ReportArchive(
+                kind=str(entry.kind),
+                table=entry.table.text(),
+                column=entry.column,
+                place=f"{SCHEMA}.{entry.archive}",
+                rows=entry.rows,
+                revision=entry.revision,
+                restored_at=entry.restored_at,
+            )
+            for entry in entries
+        )
+        return found, script, ""
 
     async def _backups(self, run: Run, journal: list[StepRecord]) -> list[BackupRecord]:
         named = {str(r.evidence["backup"]) for r in journal if "backup" in r.evidence}
@@ -99,6 +143,21 @@ class Reporting:
         return sorted(ours, key=lambda b: b.created_at)
 
 
+def _rehearsal(plan: Plan) -> ReportRehearsal:
+    """The plan's rehearsal in a sentence."""
+    rehearsed = plan.rehearsed
+    if rehearsed.passed:
+        rows = {"schema": "a copy of the schema", "sample": f"a copy with {rehearsed.rows:,} sampled rows"}
+        text = f"Rehearsed on {rows.get(rehearsed.depth, 'a copy with every row')} in {rehearsed.seconds:.1f} s: it passed."
+    elif rehearsed.failure:
+        text = f"It failed when it was rehearsed: {rehearsed.failure}"
+    else:
+        text = f"Not rehearsed: {rehearsed.unknown or 'nothing asked for it'}"
+    return ReportRehearsal(
+        depth=rehearsed.depth, passed=rehearsed.passed, text=text, difference=rehearsed.difference
+    )
+
+
 def _statements(log: list[LogLine]) -> tuple[str, ...]:
     """What the migrations ran: from the first downgrade on, without what Alembic looked up before and our probes' words."""
     texts = [line.text for line in log if not line.text.startswith("-- probes")]
@@ -114,7 +173,6 @@ def _report_backup(backup: BackupRecord, guarded: Guarded | None) -> ReportBacku
         level=backup.level,
         size_bytes=backup.size_bytes,
         rows=sum(count.rows for count in backup.counts),
-        tables=backup.tables,
         commands=tuple(guarded.backups.restore_commands(backup)) if guarded else (),
     )
 
@@ -178,7 +236,7 @@ def _done_kinds(run: Run, journal: list[StepRecord]) -> set[str]:
 def _next_steps(run: Run, stored: StoredDecision | None, done: set[str]) -> tuple[NextStep, ...]:
     steps: list[NextStep] = []
     succeeded = run.state is RunState.SUCCEEDED
-    if run.plan.way_back is WayBack.STOP_WRITES:
+    if run.plan.way_back in (WayBack.STOP_WRITES, WayBack.RELEASE_FIRST):
         steps.append(
             NextStep(text=f"Bring the database to {heads_text(run.plan.to_heads)}", done="downgrade" in done)
         )
@@ -186,6 +244,8 @@ def _next_steps(run: Run, stored: StoredDecision | None, done: set[str]) -> tupl
         steps.append(
             NextStep(text="Nothing to downgrade: the database is where the old release left it", done=True)
         )
+    if run.plan.way_back is WayBack.LEAVE_SCHEMA:
+        steps.append(NextStep(text="Nothing to downgrade: the old release works on this schema", done=True))
     if run.plan.release_to:
         started = "start_application" in done
         by_hand = "" if started or any(s.kind == "start_application" for s in run.plan.steps) else " by hand"
@@ -211,7 +271,7 @@ def _next_steps(run: Run, stored: StoredDecision | None, done: set[str]) -> tupl
     if run.plan.loses and succeeded:
         steps.append(
             NextStep(
-                text="Once the fixed migration is in, bring back what the downgrade destroyed (see above)",
+                text=f"Once the fixed migration is in, bring back what the downgrade took away: rollbackd restore {run.id}",
                 done=False,
             )
         )

@@ -1,12 +1,18 @@
-"""Retention: which backups may go. One that an unfinished run refers to never does."""
+"""Retention: which backups and archives may go. What an unfinished run refers to never does."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 
+import structlog
+
+from rollbackd.core.archives import ArchiveEntry
 from rollbackd.core.records import BackupRecord
-from rollbackd.ports import Store
+from rollbackd.errors import RollbackdError
+from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
 
 LOOKED_AT = 1_000
+log = structlog.get_logger()
 
 
 async def prune_backups(store: Store, guarded: Mapping[str, Guarded]) -> list[BackupRecord]:
@@ -25,3 +31,23 @@ async def prune_backups(store: Store, guarded: Mapping[str, Guarded]) -> list[Ba
             await store.save_backup(gone)
             removed.append(gone)
     return removed
+
+
+async def prune_archives(
+    store: Store, clock: Clock, guarded: Mapping[str, Guarded]
+) -> dict[str, tuple[ArchiveEntry, ...]]:
+    """Drop what the targets' retention no longer keeps; a database that can't be reached is left for the next time."""
+    busy = {run.target for run in await store.unfinished_runs()}
+    dropped: dict[str, tuple[ArchiveEntry, ...]] = {}
+    for name, one in guarded.items():
+        if name in busy:
+            continue
+        before = clock.now() - timedelta(seconds=one.settings.archive.keep)
+        try:
+            gone = await one.archives.prune(before)
+        except RollbackdError as error:
+            log.warning("archives_not_pruned", target=name, error=str(error))
+            continue
+        if gone:
+            dropped[name] = gone
+    return dropped

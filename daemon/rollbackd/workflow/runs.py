@@ -183,9 +183,16 @@ class Runs:
             run, RunState.DENIED, statement=f"denied by {actor}: {reason or 'no reason given'}"
         )
 
-    async def resume(self, run_id: str, actor: str) -> Run:
-        """Go on with a held run: every remaining step is looked at again first."""
+    async def resume(self, run_id: str, actor: str, *, stamp: bool = False) -> Run:
+        """Go on with a held run: every remaining step is looked at again first.
+
+        With `stamp` the stamp that a downgrade lost is moved before that, if the schema is the one that the rehearsal led to.
+        """
         run = await self._named(run_id)
+        if stamp:
+            if run.state is not RunState.HELD:
+                raise RefusedError(f"{run_id} is {run.state}; only the stamp of a held run is moved")
+            await self._engine.move_stamp(run, actor)
         moved = await self._move(
             run, RunState.RUNNING, expected=RunState.HELD, statement=f"resumed by {actor}"
         )

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import msgspec
 
+from rollbackd.core.archives import SCHEMA, ArchiveItem
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_probe
@@ -18,8 +19,9 @@ from rollbackd.core.plan import (
     AwaitPerson,
     BackUp,
     Confirm,
+    CopyAhead,
     Downgrade,
-    Preserve,
+    Drain,
     ProveBackup,
     StartApplication,
     Step,
@@ -29,21 +31,21 @@ from rollbackd.core.plan import (
     ValidateDatabase,
 )
 from rollbackd.core.records import BackupRecord, Run, StateDocument, StepRecord
+from rollbackd.core.rehearsal import Rehearsal, Way
 from rollbackd.core.run import Observation, StepPhase
 from rollbackd.core.schema import Schema, compare_schemas
 from rollbackd.core.standing import Standing, where_it_stands
 from rollbackd.errors import HeldError, PermanentError, RefusedError, TransientError
-from rollbackd.ports import Clock, LogSink, ProgressSink, Store
+from rollbackd.ports import Clock, LogSink, ProgressSink, RestoredCopy, Store
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.guarded import Guarded
 
 ROLLBACK_BACKUP = "rollback"
 GATE_BACKUP = "gate"
-PRESERVED = "preserve"
 # Marks the findings of checks that are made again after the downgrade.
 BEFORE = "before:"
 Evidence = dict[str, object]
-READING = (ValidateBefore, ValidateDatabase, ValidateApplication, Confirm)
+READING = (ValidateBefore, ValidateDatabase, ValidateApplication, Confirm, Drain)
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,8 @@ async def observe(step: Step, context: StepContext) -> Observed:
             return _seen(await context.guarded.application.is_stopped())
         case StartApplication():
             return _seen(await context.guarded.application.runs(step.version))
-        case Preserve():
-            kept = await _preserved(context)
-            return _seen(kept is not None and kept.level >= 4, backup_evidence(kept) if kept else {})
+        case Drain():
+            return await _observe_drained(step, context)
         case Downgrade():
             return await _observe_downgrade(step, context)
         case AwaitPerson():
@@ -111,8 +112,10 @@ async def perform(step: Step, context: StepContext) -> Evidence:
         case StopApplication():
             await context.guarded.application.stop()
             return {"stopped": step.version}
-        case Preserve():
-            return await _preserve(step, context)
+        case CopyAhead():
+            return await _copy_ahead(step, context)
+        case Drain():
+            return await _drain(step, context)
         case Downgrade():
             return await _downgrade(step, context)
         case ValidateDatabase():
@@ -140,15 +143,18 @@ async def prepare_intent(step: Step, context: StepContext) -> Evidence:
 
 def can_be_undone(step: Step) -> bool:
     """Whether a step is taken back after a later one failed with nothing changed."""
-    return isinstance(step, StopApplication)
+    return isinstance(step, (StopApplication, CopyAhead))
 
 
 async def undo(step: Step, context: StepContext) -> Evidence:
-    """Take a step back: what was stopped is started again.
+    """Take a step back: what was stopped is started again, what was copied ahead is thrown away.
 
     Raises:
         PermanentError: when it can't be, or isn't there afterwards.
     """
+    if isinstance(step, CopyAhead):
+        await context.guarded.archives.discard(context.run.id)
+        return {"discarded": [item.table.text() for item in step.items]}
     assert isinstance(step, StopApplication), "nothing else can be undone"
     application = context.guarded.application
     if not application.can_start or not step.version:
@@ -205,6 +211,8 @@ async def _validate_before(step: ValidateBefore, context: StepContext) -> Eviden
         document_state(guarded, context.store, context.clock), asyncio.gather(*looks)
     )
     findings = [finding for one in found for finding in one]
+    if plan.downgrades and plan.fingerprint and document.fingerprint != plan.fingerprint:
+        raise RefusedError("the schema has changed since the way back was planned and rehearsed: plan anew")
     failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
     if failed:
         raise RefusedError("; ".join(f"{finding.check}: {finding.text}" for finding in failed))
@@ -232,11 +240,11 @@ async def _back_up(step: BackUp, context: StepContext) -> Evidence:
     backups = context.guarded.backups
     horizon = context.clock.now() - timedelta(seconds=step.reuse_within_s)
     for known in await context.store.backups(context.guarded.name, 20):
-        usable = known.removed_at is None and not known.tables and known.created_at >= horizon
+        usable = known.removed_at is None and known.created_at >= horizon
         if step.reuse_within_s and usable and known.level >= 4 and await backups.is_whole(known):
             return {**backup_evidence(known), "reused": True}
     backup = await backups.take(
-        context.run.id, ROLLBACK_BACKUP, tables=(), timeout_s=step.timeout_s, on_progress=context.progress
+        context.run.id, ROLLBACK_BACKUP, timeout_s=step.timeout_s, on_progress=context.progress
     )
     await context.store.save_backup(backup)
     return backup_evidence(backup)
@@ -259,13 +267,55 @@ async def _prove(step: ProveBackup, context: StepContext) -> Evidence:
     backup = await _backup_of(context)
     if backup is None:
         raise PermanentError("the backup of this run isn't there any more")
+    rehearsed: list[Rehearsal] = []
+
+    async def rehearse(copy: RestoredCopy) -> None:
+        plan = context.run.plan
+        live = (await context.guarded.worker.describe()).scripts_sha256 == plan.scripts_sha256
+        way = Way(
+            revisions=tuple(revision.id for revision in plan.revisions),
+            from_heads=plan.from_heads,
+            to_heads=plan.to_heads,
+            kept_scripts="" if live else plan.scripts_sha256,
+            archive=plan.archive,
+        )
+        rehearsed.append(await context.guarded.rehearsals.rehearse_on(copy, way))
+
     proved = await context.guarded.backups.prove(
-        backup, level=step.level, timeout_s=step.timeout_s, on_progress=context.progress
+        backup,
+        level=step.level,
+        timeout_s=step.timeout_s,
+        on_progress=context.progress,
+        on_restored=rehearse if step.rehearses else None,
     )
     await context.store.save_backup(proved)
     if proved.level < step.level:
         raise PermanentError(f"the backup reached L{proved.level}; the policy asks for L{step.level}")
-    return backup_evidence(proved)
+    return {**backup_evidence(proved), **_last_rehearsal(rehearsed, context)}
+
+
+def _last_rehearsal(rehearsed: list[Rehearsal], context: StepContext) -> Evidence:
+    """What the downgrade did on the rows of this minute. What fails there would fail in earnest.
+
+    Raises:
+        RefusedError: when it failed; what couldn't be rehearsed at all was known when the plan was approved.
+    """
+    if not rehearsed:
+        return {}
+    last = rehearsed[0]
+    if last.failure is not None:
+        raise RefusedError(
+            f"on the restored backup the downgrade of {last.failure.revision} fails: {last.failure.reason}. Nothing was"
+            " changed; plan anew, and see what is in the way"
+        )
+    if not last.unknown and not last.passed:
+        raise RefusedError(
+            f"on the restored backup the downgrade ends at {heads_text(last.heads)} instead of"
+            f" {heads_text(last.to_heads)}: nothing was changed"
+        )
+    if last.unknown and context.run.plan.rehearsed.passed:
+        raise TransientError(f"the downgrade couldn't be rehearsed on the restored backup: {last.unknown}")
+    return {"rehearsed": {"passed": last.passed, "unknown": last.unknown, "seconds": last.seconds}}
 
 
 async def _backup_of(context: StepContext) -> BackupRecord | None:
@@ -281,31 +331,54 @@ async def _backup_of(context: StepContext) -> BackupRecord | None:
     return next((b for b in known.values() if b.run == context.run.id and b.purpose == ROLLBACK_BACKUP), None)
 
 
-async def _preserved(context: StepContext) -> BackupRecord | None:
-    """The dump of this run that was taken since the application was last seen to be stopped."""
-    kept = await context.guarded.backups.find(context.run.id, PRESERVED)
-    distrusted = [r.at for r in await context.journal() if r.phase is StepPhase.UNDONE]
-    return kept if kept is not None and all(kept.created_at > at for at in distrusted) else None
+# -- before the downgrade ---------------------------------------------------------------------------------------------------
 
 
-async def _preserve(step: Preserve, context: StepContext) -> Evidence:
-    backups = context.guarded.backups
-    await _require_stopped(context)
-    # A dump that a killed daemon finished and didn't prove is proved now, instead of lying about beside a second one.
-    kept = await _preserved(context)
-    if kept is None or not await backups.is_whole(kept):
-        kept = await backups.take(
-            context.run.id,
-            PRESERVED,
-            tables=step.tables,
-            timeout_s=step.timeout_s,
-            on_progress=context.progress,
-        )
-    # On record from here on: what comes to nothing is pruned all the same.
-    await context.store.save_backup(kept)
-    proved = await backups.prove(kept, level=4, timeout_s=step.timeout_s, on_progress=context.progress)
-    await context.store.save_backup(proved)
-    return {**backup_evidence(proved), "tables": list(step.tables)}
+async def _copy_ahead(step: CopyAhead, context: StepContext) -> Evidence:
+    """Made anew by whoever takes the run up: a copy whose maker died is thrown away, and so is its log of changes."""
+    archives = context.guarded.archives
+    await archives.discard(context.run.id)
+    async with asyncio.timeout(step.timeout_s):
+        copied = await archives.copy_ahead(context.run.id, step.items, context.progress)
+    return {"copied": msgspec.to_builtins(copied)}
+
+
+async def _copied(context: StepContext) -> tuple[ArchiveItem, ...]:
+    """What was copied ahead, as the journal says, unless that was thrown away since."""
+    found: tuple[ArchiveItem, ...] = ()
+    for record in await context.journal():
+        if "copied" in record.evidence and record.phase is StepPhase.DONE:
+            found = msgspec.convert(record.evidence["copied"], tuple[ArchiveItem, ...])
+    return found
+
+
+async def _observe_drained(step: Drain, context: StepContext) -> Observed:
+    left = await _undrained(step, context)
+    return _seen(not left, {"sessions": list(left)})
+
+
+async def _undrained(step: Drain, context: StepContext) -> tuple[str, ...]:
+    """Sessions from before the old release was put back."""
+    begun = [
+        record.at
+        for record in await context.journal()
+        if record.phase is StepPhase.INTENT
+        and isinstance(context.run.plan.steps[record.step], StartApplication)
+    ]
+    since = begun[0] if begun else context.run.created_at
+    return await context.guarded.database.sessions(step.application, since)
+
+
+async def _drain(step: Drain, context: StepContext) -> Evidence:
+    until = context.clock.now() + timedelta(seconds=step.timeout_s)
+    while left := await _undrained(step, context):
+        if context.clock.now() >= until:
+            raise RefusedError(
+                f"{len(left)} sessions of the replaced release are still there ({'; '.join(left[:3])}): nothing was"
+                " downgraded. End what holds them, then ask for a rollback anew"
+            )
+        await asyncio.sleep(0.5)
+    return {"sessions": []}
 
 
 # -- downgrade ------------------------------------------------------------------------------------------------------------
@@ -323,18 +396,22 @@ async def _downgrade(step: Downgrade, context: StepContext) -> Evidence:
         run=context.run.id,
         identity=await guarded.database.identity(),
         scripts_sha256=context.run.plan.scripts_sha256,
-        preserved=await _rows_preserved(step, context),
+        archive=await _archive_of(step, context),
         timeout_s=step.timeout_s,
         on_log=context.log,
     )
     return {"worker": msgspec.to_builtins(result)}
 
 
-async def _rows_preserved(step: Downgrade, context: StepContext) -> dict[str, int]:
-    """Rows of the preserved tables as they were dumped; only the first downgrade still has to find them so."""
-    first = next(s for s in context.run.plan.steps if isinstance(s, Downgrade))
-    kept = await _preserved(context) if step == first else None
-    return {count.table: count.rows for count in kept.counts if count.exact} if kept is not None else {}
+async def _archive_of(step: Downgrade, context: StepContext) -> tuple[ArchiveItem, ...]:
+    """What is kept before this step's revisions; what was copied ahead is only brought up to date under the lock."""
+    copied = await _copied(context)
+    ahead = {(item.revision, item.kind, item.table, item.column) for item in copied if item.copied}
+    return tuple(
+        msgspec.structs.replace(item, copied=(item.revision, item.kind, item.table, item.column) in ahead)
+        for item in context.run.plan.archive
+        if item.revision in step.revisions
+    )
 
 
 async def _load_planned_scripts(context: StepContext) -> None:
@@ -418,12 +495,82 @@ async def _observe_downgrade(step: Downgrade, context: StepContext) -> Observed:
     if found.standing is Standing.FROM and not (step.alone_because and step.changes_data):
         return Observed(Observation.NOT_DONE, evidence)
     said = found.statement
+    if await stamp_is_lost(step, context, heads, schema):
+        return Observed(
+            Observation.UNKNOWABLE,
+            {**evidence, "stamp_is_lost": True},
+            f"the stamp is still {heads_text(heads)}, and the schema is exactly the one that the rehearsal of"
+            f" {heads_text(step.to_heads)} led to: the stamp is lost, the changes are not. Nothing will be tried again. If you"
+            f" agree, 'rollbackd resume {context.run.id} --stamp' moves the stamp alone, guarded by the same comparison;"
+            " or settle it by hand, then 'rollbackd resume', or 'rollbackd abandon'",
+        )
+    between = _intermediate(step, context, heads)
+    if between:
+        said = (
+            f"the version table says {heads_text(heads)}: of {', '.join(step.revisions)}, {', '.join(between)} came off and"
+            f" the rest didn't. To go on from here, abandon this run and ask for a rollback to {heads_text(step.to_heads)} anew"
+        )
     if found.standing is Standing.FROM:
         said = (
             f"the stamp and the schema are still those of {heads_text(step.from_heads)}, but the downgrade changes rows and"
             f" couldn't do so in one transaction ({step.alone_because}): whether it did can't be seen"
         )
     return Observed(Observation.UNKNOWABLE, evidence, _neither_statement(said, context))
+
+
+async def stamp_is_lost(
+    step: Downgrade, context: StepContext, heads: tuple[str, ...], schema: Schema
+) -> bool:
+    """Whether the changes of the last downgrade are all there, as rehearsed, and the stamp alone didn't move."""
+    plan = context.run.plan
+    if set(heads) != set(step.from_heads) or set(step.to_heads) != set(plan.to_heads):
+        return False
+    expected = await context.store.document(plan.rehearsed.expected_document)
+    if expected is None:
+        return False
+    found = schema if plan.rehearsed.keeps_owners else schema.without_owners()
+    before = await _documented_before(step, context)
+    unchanged = before is not None and compare_schemas(before.schema, schema).is_empty()
+    return not unchanged and compare_schemas(expected.schema, found).is_empty()
+
+
+async def move_stamp(step: Downgrade, context: StepContext) -> Evidence:
+    """Move the stamp alone, for a downgrade whose changes are all there.
+
+    Raises:
+        RefusedError: when the schema isn't exactly the one that the rehearsal led to.
+    """
+    guarded = context.guarded
+    heads = await guarded.database.heads()
+    if not await stamp_is_lost(step, context, heads, await guarded.database.schema()):
+        raise RefusedError(
+            f"the stamp isn't moved: the database is at {heads_text(heads)}, and its schema isn't exactly the one that the"
+            f" rehearsal of {heads_text(step.to_heads)} led to"
+        )
+    await _load_planned_scripts(context)
+    await guarded.worker.stamp(
+        step.revisions,
+        step.from_heads,
+        step.to_heads,
+        run=context.run.id,
+        identity=await guarded.database.identity(),
+    )
+    return {"stamped": list(step.to_heads)}
+
+
+async def _documented_before(step: Downgrade, context: StepContext) -> StateDocument | None:
+    for record in reversed(await context.journal()):
+        if record.step == context.number and "before_document" in record.evidence:
+            return await context.store.document(str(record.evidence["before_document"]))
+    return None
+
+
+def _intermediate(step: Downgrade, context: StepContext, heads: tuple[str, ...]) -> tuple[str, ...]:
+    """The revisions of the step that are off already, where the stamp lies on one between; empty where it doesn't."""
+    if len(step.revisions) < 2 or len(heads) != 1 or heads[0] not in step.revisions:
+        return ()
+    position = step.revisions.index(heads[0])
+    return step.revisions[:position] if position else ()
 
 
 def _unknowable(statement: str, heads: tuple[str, ...]) -> Observed:
@@ -460,6 +607,7 @@ async def _observe_person(step: AwaitPerson, context: StepContext) -> Observed:
 
 async def _validate_database(step: ValidateDatabase, context: StepContext) -> Evidence:
     guarded = context.guarded
+    await guarded.archives.finish(context.run.id)
     heads = await guarded.database.heads()
     before = await _document_before(context)
     schema = await guarded.database.schema()
@@ -469,7 +617,9 @@ async def _validate_database(step: ValidateDatabase, context: StepContext) -> Ev
             outcome=Outcome.PASSED if set(heads) == set(step.to_heads) else Outcome.FAILED,
             text=f"the version table says {heads_text(heads)}; planned was {heads_text(step.to_heads)}",
         ),
+        *await _rehearsed_finding(schema, context),
         await _schema_finding(schema, step.to_heads, context),
+        await _archive_finding(context),
         *await _data_findings(before, context),
         *await guarded.database.own_checks(),
     ]
@@ -522,6 +672,40 @@ async def _document_before(context: StepContext) -> StateDocument | None:
         if "counts" in record.evidence and record.step == 0 and record.phase is StepPhase.DONE:
             return await context.store.document(str(record.evidence["document"]))
     return None
+
+
+async def _rehearsed_finding(schema: Schema, context: StepContext) -> tuple[Finding, ...]:
+    """What is expected is what the rehearsal led to; anything else is a failure."""
+    rehearsed = context.run.plan.rehearsed
+    expected = await context.store.document(rehearsed.expected_document)
+    if expected is None:
+        return ()
+    found = schema if rehearsed.keeps_owners else schema.without_owners()
+    difference = compare_schemas(expected.schema, found)
+    if difference.is_empty():
+        text = "equal to the one that the rehearsal led to"
+        return (Finding(check="rehearsed_schema", outcome=Outcome.PASSED, text=text),)
+    text = f"differs from the one that the rehearsal led to: {difference.summary()}"
+    details = tuple(difference.lines()[:50])
+    return (Finding(check="rehearsed_schema", outcome=Outcome.FAILED, text=text, details=details),)
+
+
+async def _archive_finding(context: StepContext) -> Finding:
+    """What was kept, as the archive itself says."""
+    entries = await context.guarded.archives.entries(context.run.id)
+    if not context.run.plan.archive:
+        return Finding(check="archive", outcome=Outcome.PASSED, text="nothing had to be kept")
+    rows = sum(entry.rows for entry in entries)
+    lines = tuple(
+        f"{entry.kind} {entry.table.text()}{f'.{entry.column}' if entry.column else ''}: {entry.rows:,} in {SCHEMA}.{entry.archive}"
+        for entry in entries
+    )
+    text = (
+        f"{rows:,} rows and values are kept, in {len(entries)} archives"
+        if entries
+        else "there was nothing to keep"
+    )
+    return Finding(check="archive", outcome=Outcome.PASSED, text=text, details=lines)
 
 
 async def _schema_finding(schema: Schema, to_heads: tuple[str, ...], context: StepContext) -> Finding:

@@ -10,6 +10,7 @@ import structlog
 
 from rollbackd.core.assess import Evidence
 from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_probe
+from rollbackd.core.price import price_of
 from rollbackd.core.records import Deployment, StateDocument
 from rollbackd.core.schema import SchemaDifference
 from rollbackd.errors import RollbackdError
@@ -25,6 +26,7 @@ LOOK_EVERY_S = 1.0
 STALE_INTERVALS = 4
 MEASUREMENTS_LOOKED_AT = 500
 DEPLOYMENTS_LOOKED_AT = 20
+PRICE_EVERY_S = 30.0
 log = structlog.get_logger()
 
 # Decides on the evidence; True when the deployment is no longer to be watched.
@@ -57,6 +59,8 @@ class Watch:
         self._due: dict[str, float] = {}
         self._failing_before: frozenset[str] | None = None
         self._planned_for: tuple[str, ...] | None = None
+        self._price_due = 0.0
+        self._readying: asyncio.Task[None] | None = None
         self.prepared = asyncio.Event()
 
     @property
@@ -70,6 +74,14 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until the decision says that it is over. A fault of the moment is logged and the watch goes on."""
+        try:
+            await self._run()
+        finally:
+            if self._readying is not None:
+                self._readying.cancel()
+                await asyncio.wait({self._readying})
+
+    async def _run(self) -> None:
         while not self.prepared.is_set():
             try:
                 await self._restore_readings()
@@ -164,7 +176,7 @@ class Watch:
                 await self._document_before(deployment)
             deployment = await self._deployment()
         evidence = await self._gather(deployment)
-        await self._plan_way_back(deployment, evidence)
+        self._keep_way_back_ready(deployment, evidence)
         return await self._decide(deployment, evidence)
 
     async def _measure(self) -> None:
@@ -277,24 +289,61 @@ class Watch:
             n for n in failing if _failed_from_the_start(self._readings[n], deployment.succeeded_at)
         )
 
-    async def _plan_way_back(self, deployment: Deployment, evidence: Evidence) -> None:
-        """Once the revision has moved, plan the way back, so that it is ready."""
+    def _keep_way_back_ready(self, deployment: Deployment, evidence: Evidence) -> None:
+        """Once the revision has moved, plan and rehearse the way back, and keep its price up to date.
+
+        In a task of its own: a rehearsal takes as long as it takes, and the looking goes on meanwhile.
+        """
         now, before = evidence.heads_now, evidence.heads_before
-        if now is None or before is None or set(now) == set(before) or now == self._planned_for:
+        if now is None or before is None or set(now) == set(before):
             return
-        self._planned_for = now
-        # On record, so that the next deploy knows what this one moved.
-        await document_state(self._guarded, self._store, self._clock, count=False)
-        await self._keep_scripts()
+        if self._readying is not None and not self._readying.done():
+            return
+        moment = self._clock.now().timestamp()
+        moved = now != self._planned_for
+        if moved or moment >= self._price_due:
+            self._price_due = moment + PRICE_EVERY_S
+            self._planned_for = now
+            self._readying = asyncio.create_task(self._ready_way_back(deployment, before, moved=moved))
+
+    async def _ready_way_back(self, deployment: Deployment, before: tuple[str, ...], *, moved: bool) -> None:
         try:
-            await self._planner.downgrade(
+            if moved:
+                # On record, so that the next deploy knows what this one moved.
+                await document_state(self._guarded, self._store, self._clock, count=False)
+                await self._keep_scripts()
+            plan = await self._planner.downgrade(
                 before,
                 release_from=deployment.version,
                 release_to=deployment.previous_version,
-                kept_scripts=deployment.scripts_sha256,
+                kept_scripts=(await self._deployment()).scripts_sha256,
+                wants_downgrade=False,
+                fresh=not moved,
             )
         except RollbackdError as error:
             log.warning("no_way_back", deployment=self._id, target=self._guarded.name, error=str(error))
+            return
+        except Exception:
+            log.error("way_back_faulted", deployment=self._id, target=self._guarded.name, exc_info=True)
+            return
+        budget_s = self._guarded.settings.archive.lock_budget
+        known = await self._deployment()
+        price = price_of(plan, self._clock.now(), known.price, budget_s)
+        await self._deployments.change(self._id, lambda d: msgspec.structs.replace(d, price=price))
+        self._happenings.tell(
+            "way_back_priced",
+            deployment=self._id,
+            target=self._guarded.name,
+            environment=self._guarded.settings.environment,
+            way_back=str(price.way_back),
+            verdict=str(price.verdict),
+            total_s=price.total_s,
+            lock_s=price.lock_s,
+            rows_lost=price.rows_lost,
+            rows_only_new=price.rows_only_new,
+            growth=price.growth,
+            text=price.text(),
+        )
 
     async def _deployment(self) -> Deployment:
         found = await self._store.deployment(self._id)

@@ -22,12 +22,10 @@ from rollbackd.adapters.postgres.reader import count_tables
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import BackupRecord, TableCount
 from rollbackd.errors import PermanentError, RollbackdError, TransientError
-from rollbackd.ports import Clock, Progress, ProgressSink
+from rollbackd.ports import Clock, OnRestored, Progress, ProgressSink
 from rollbackd.settings import Target
 
 WHOLE = "database.dump"
-SCHEMA = "schema.dump"
-TABLES = "tables.dump"
 LOCK_WAIT_MS = 5_000
 YIELD_AFTER_S = 2.0
 L3 = 3
@@ -58,10 +56,10 @@ class TargetBackups:
         return 4 if self._target.scratch.url or self._target.scratch.same_server else 2
 
     async def take(
-        self, run: str, purpose: str, *, tables: tuple[str, ...], timeout_s: float, on_progress: ProgressSink
+        self, run: str, purpose: str, *, timeout_s: float, on_progress: ProgressSink
     ) -> BackupRecord:
-        """Take a backup; of these tables alone where any are named (a reference always covers everything)."""
-        if self._settings.command and not tables:
+        """Take a backup of the whole database."""
+        if self._settings.command:
             return await self._reference(run, purpose, timeout_s)
         if self._root is None:
             raise PermanentError("no folder for backups is configured: set 'backup.directory'")
@@ -77,9 +75,7 @@ class TargetBackups:
         try:
             # Held from here on, so that a sweep doesn't take a dump that still counts for a leftover.
             with pg_tools.hold(partial) as lock:
-                manifest = await self._dump(
-                    backup_id, run, purpose, partial, lock, tables, timeout_s, on_progress
-                )
+                manifest = await self._dump(backup_id, run, purpose, partial, lock, timeout_s, on_progress)
                 (partial / ".lock").unlink()
                 await asyncio.to_thread(files.complete, partial, final, manifest)
         except asyncpg.InsufficientPrivilegeError as error:
@@ -101,14 +97,13 @@ class TargetBackups:
             raise PermanentError(f"the backup {final} vanished right after it was written")
         return record
 
-    async def _dump(  # noqa: PLR0913, PLR0917 - what take() was given, and where it goes
+    async def _dump(
         self,
         backup_id: str,
         run: str,
         purpose: str,
         partial: Path,
         lock: int,
-        tables: tuple[str, ...],
         timeout_s: float,
         on_progress: ProgressSink,
     ) -> files.Manifest:
@@ -135,17 +130,14 @@ class TargetBackups:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
                 heads = await self._heads(connection)
-                named = await _resolve(connection, tables)
-                counts = await watch.while_yielding(self._count(connection, named))
+                counts = await watch.while_yielding(self._count(connection))
 
                 async def tick() -> None:
                     written = files.written(partial)
-                    await on_progress(
-                        Progress(done=float(written), total=0 if tables else size, unit="bytes")
-                    )
+                    await on_progress(Progress(done=float(written), total=size, unit="bytes"))
                     await watch.yield_to_waiters()
 
-                common = [
+                argv = [
                     str(pg_dump),
                     "--format=custom",
                     f"--compress={self._compression(major)}",
@@ -153,20 +145,13 @@ class TargetBackups:
                     f"--lock-wait-timeout={LOCK_WAIT_MS}",
                     f"--snapshot={snapshot}",
                     f"--dbname={self._place.database}",
+                    f"--file={partial / WHOLE}",
                 ]
-                jobs: list[tuple[str, list[str]]] = [(WHOLE, [])]
-                if tables:
-                    patterns = [f"--table={_pattern(schema, table)}" for schema, table in named]
-                    jobs = [(SCHEMA, ["--schema-only"]), (TABLES, ["--data-only", *patterns])]
-                for name, more in jobs:
-                    argv = [*common, *more, f"--file={partial / name}"]
-                    await pg_tools.run_tool(
-                        argv, self._place, partial, timeout_s, tick, application, lock=lock
-                    )
+                await pg_tools.run_tool(argv, self._place, partial, timeout_s, tick, application, lock=lock)
         finally:
             await watch.close()
             await connection.close(timeout=5)
-        entries = [await asyncio.to_thread(files.describe_file, partial / name) for name, _ in jobs]
+        entry = await asyncio.to_thread(files.describe_file, partial / WHOLE)
         return files.Manifest(
             id=backup_id,
             target=self._target.name,
@@ -176,15 +161,20 @@ class TargetBackups:
             tool=tool,
             server_version=server_version,
             heads=heads,
-            tables=tables,
             counts=counts,
-            files=tuple(entries),
+            files=(entry,),
         )
 
     async def prove(
-        self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink
+        self,
+        backup: BackupRecord,
+        *,
+        level: int,
+        timeout_s: float,
+        on_progress: ProgressSink,
+        on_restored: OnRestored | None = None,
     ) -> BackupRecord:
-        """Prove a backup: L2 by reading it in full, L4 by restoring it and counting."""
+        """Prove a backup: L2 by reading it in full, L4 by restoring it and counting; then lend the copy out."""
         if backup.location.startswith("reference:"):
             if backup.level < level:
                 raise PermanentError(
@@ -196,7 +186,7 @@ class TargetBackups:
             raise PermanentError(
                 f"the backup {folder} isn't whole any more: a file is missing or was changed"
             )
-        if backup.level >= level:
+        if backup.level >= level and on_restored is None:
             return backup
         pg_restore = pg_tools.find_tool("pg_restore", self._target.database.binaries)
         work = folder / ".proof"
@@ -210,7 +200,7 @@ class TargetBackups:
                 proved, text = 2, "read in full"
                 if level > proved:
                     await self._restore_and_count(
-                        backup, folder, pg_restore, work, lock, timeout_s, on_progress
+                        backup, folder, pg_restore, work, lock, timeout_s, on_progress, on_restored
                     )
                     proved, text = (
                         4,
@@ -238,7 +228,7 @@ class TargetBackups:
             )
         return msgspec.structs.replace(backup, level=proved)
 
-    async def _restore_and_count(
+    async def _restore_and_count(  # noqa: PLR0913, PLR0917 - what prove() was given, and where it goes
         self,
         backup: BackupRecord,
         folder: Path,
@@ -247,6 +237,7 @@ class TargetBackups:
         lock: int,
         timeout_s: float,
         on_progress: ProgressSink,
+        on_restored: OnRestored | None,
     ) -> None:
         total = float(sum(count.rows for count in backup.counts))
         async with scratch_database(self._target, self._store_id) as place:
@@ -258,40 +249,22 @@ class TargetBackups:
                 "--no-password",
                 f"--dbname={place.database}",
             ]
-            jobs = [[f"--jobs={RESTORE_JOBS}", str(folder / WHOLE)]]
-            if backup.tables:
-                # The tables' rows alone, into the tables as they were: keys and indexes would only slow it down.
-                jobs = [["--section=pre-data", str(folder / SCHEMA)], ["--data-only", str(folder / TABLES)]]
-            for more in jobs:
-                await pg_tools.run_tool([*common, *more], place, work, timeout_s, lock=lock)
+            argv = [*common, f"--jobs={RESTORE_JOBS}", str(folder / WHOLE)]
+            await pg_tools.run_tool(argv, place, work, timeout_s, lock=lock)
             connection = await connect(place, self._target.database.connect_timeout)
             try:
                 names = tuple(count.table for count in backup.counts)
                 restored = {
                     c.table: c for c in await count_tables(connection, timeout_s, len(names) + 1, names)
                 }
-                heads = backup.heads if backup.tables else await self._heads(connection)
+                heads = await self._heads(connection)
             finally:
                 await connection.close(timeout=5)
-        await on_progress(
-            Progress(done=float(sum(c.rows for c in restored.values())), total=total, unit="rows")
-        )
-        if heads != backup.heads:
-            raise PermanentError(
-                f"the backup {backup.id} was taken at {', '.join(backup.heads) or 'base'}, and the restored copy stands at"
-                f" {', '.join(heads) or 'base'}"
-            )
-        for expected in backup.counts:
-            found = restored.get(expected.table)
-            if found is not None and not found.exact:
-                raise TransientError(
-                    f"the restored copy of {expected.table} couldn't be counted within {timeout_s:g} s"
-                )
-            if found is None or (expected.exact and found.rows != expected.rows):
-                raise PermanentError(
-                    f"the backup {backup.id} is short: {expected.table} held {expected.rows} rows in the snapshot, the restored"
-                    f" copy has {found.rows if found else 'no such table'}"
-                )
+            rows = sum(count.rows for count in restored.values())
+            await on_progress(Progress(done=float(rows), total=total, unit="rows"))
+            _require_equal(backup, heads, restored, timeout_s)
+            if on_restored is not None:
+                await on_restored(place)
 
     async def is_whole(self, backup: BackupRecord) -> bool:
         """Whether its files are there as the manifest says; a reference is believed."""
@@ -311,16 +284,15 @@ class TargetBackups:
         return [record for folder in folders if (record := files.record_of(folder)) is not None]
 
     async def prune(self, backups: list[BackupRecord]) -> list[BackupRecord]:
-        """Remove what the retention no longer keeps; return what was removed. `keep_at_least` counts whole backups."""
+        """Remove what the retention no longer keeps; return what was removed."""
         newest = sorted(
             (b for b in backups if b.removed_at is None), key=lambda b: b.created_at, reverse=True
         )
-        kept = {b.id for b in [b for b in newest if not b.tables][: self._settings.keep_at_least]}
+        kept = {b.id for b in newest[: self._settings.keep_at_least]}
         now = self._clock.now()
         removed = []
         for backup in newest:
-            keep_s = self._settings.keep_preserved if backup.tables else self._settings.keep
-            horizon = now - timedelta(seconds=keep_s)
+            horizon = now - timedelta(seconds=self._settings.keep)
             if backup.id in kept or backup.created_at >= horizon or backup.location.startswith("reference:"):
                 continue
             # Only what lies in our own folder is ours to remove, whatever the record says.
@@ -354,17 +326,10 @@ class TargetBackups:
         """The commands that bring data back out of this backup, into a database beside the guarded one."""
         if backup.location.startswith("reference:"):
             return [f"# restore {backup.location.removeprefix('reference:')} with the tool that made it"]
-        side = f"{self._place.database}_{'kept' if backup.tables else 'restored'}"
+        side = f"{self._place.database}_restored"
         at = [f"--host={self._place.host}", f"--port={self._place.port}", f"--username={self._place.user}"]
         into = ["pg_restore", *at, f"--dbname={side}", "--exit-on-error"]
-        commands = [["createdb", *at, side]]
-        if backup.tables:
-            commands += [
-                [*into, "--no-owner", "--section=pre-data", f"{backup.location}/{SCHEMA}"],
-                [*into, "--data-only", f"{backup.location}/{TABLES}"],
-            ]
-        else:
-            commands.append([*into, "--no-owner", f"{backup.location}/{WHOLE}"])
+        commands = [["createdb", *at, side], [*into, "--no-owner", f"{backup.location}/{WHOLE}"]]
         return [shlex.join(command) for command in commands]
 
     async def _tools(self) -> Finding:
@@ -512,11 +477,8 @@ class TargetBackups:
         rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted above
         return tuple(row[0] for row in rows)
 
-    async def _count(
-        self, connection: asyncpg.Connection, named: list[tuple[str, str]]
-    ) -> tuple[TableCount, ...]:
-        names = tuple(f"{schema}.{table}" for schema, table in named)
-        return await count_tables(connection, self._settings.count_budget, 100_000, names)
+    async def _count(self, connection: asyncpg.Connection) -> tuple[TableCount, ...]:
+        return await count_tables(connection, self._settings.count_budget, 100_000)
 
     def _compression(self, major: int) -> str:
         # Before 16, --compress takes a number alone.
@@ -575,29 +537,23 @@ def _disk_fault(what: str, error: OSError) -> PermanentError:
     return PermanentError(f"{what}: {error.strerror or error}{advice}")
 
 
-async def _resolve(connection: asyncpg.Connection, tables: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Schema and name of these tables, partitions in the place of a partitioned one.
-
-    Raises:
-        PermanentError: when one of them isn't there: what was asked for would silently be missing.
-    """
-    found: list[tuple[str, str]] = []
-    for name in tables:
-        rows = await connection.fetch(
-            "SELECT pn.nspname, p.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " CROSS JOIN LATERAL (SELECT c.oid WHERE c.relkind = 'r' UNION ALL"
-            "   SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf) leaf (oid)"
-            " JOIN pg_class p ON p.oid = leaf.oid JOIN pg_namespace pn ON pn.oid = p.relnamespace"
-            " WHERE c.relkind IN ('r', 'p') AND (n.nspname || '.' || c.relname = $1"
-            "   OR c.relname = $1 AND n.nspname = ANY(current_schemas(false)))",
-            name,
+def _require_equal(
+    backup: BackupRecord, heads: tuple[str, ...], restored: dict[str, TableCount], timeout_s: float
+) -> None:
+    """The restored copy must be what was counted in the backup's own snapshot."""
+    if heads != backup.heads:
+        raise PermanentError(
+            f"the backup {backup.id} was taken at {', '.join(backup.heads) or 'base'}, and the restored copy stands at"
+            f" {', '.join(heads) or 'base'}"
         )
-        if not rows:
-            raise PermanentError(f"the table {name} isn't there, so it can't be backed up")
-        found += [(row[0], row[1]) for row in rows if (row[0], row[1]) not in found]
-    return found
-
-
-def _pattern(schema: str, table: str) -> str:
-    """A pg_dump --table pattern that matches exactly this table, whatever characters it has."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
+    for expected in backup.counts:
+        found = restored.get(expected.table)
+        if found is not None and not found.exact:
+            raise TransientError(
+                f"the restored copy of {expected.table} couldn't be counted within {timeout_s:g} s"
+            )
+        if found is None or (expected.exact and found.rows != expected.rows):
+            raise PermanentError(
+                f"the backup {backup.id} is short: {expected.table} held {expected.rows} rows in the snapshot, the restored"
+                f" copy has {found.rows if found else 'no such table'}"
+            )

@@ -35,7 +35,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tool: str
     server_version: int
     heads: tuple[str, ...]
-    tables: tuple[str, ...]
     counts: tuple[TableCount, ...]
     files: tuple[FileEntry, ...]
 
@@ -122,7 +121,6 @@ def record_of(folder: Path) -> BackupRecord | None:
         size_bytes=sum(entry.size_bytes for entry in manifest.files),
         heads=manifest.heads,
         counts=manifest.counts,
-        tables=manifest.tables,
         tool=manifest.tool,
     )
 

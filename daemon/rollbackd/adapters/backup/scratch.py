@@ -39,8 +39,10 @@ def mark(store_id: str) -> str:
 
 
 @asynccontextmanager
-async def scratch_database(target: Target, store_id: str) -> AsyncIterator[Place]:
-    """An empty marked database, dropped at the end whatever happens.
+async def scratch_database(
+    target: Target, store_id: str, template: str = "template0"
+) -> AsyncIterator[Place]:
+    """A marked database, empty or a copy of `template`, dropped at the end whatever happens.
 
     Raises:
         PermanentError: when the role may not create databases.
@@ -52,7 +54,7 @@ async def scratch_database(target: Target, store_id: str) -> AsyncIterator[Place
     IN_USE.add(name)
     try:
         try:
-            await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+            await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         except asyncpg.InsufficientPrivilegeError:
             raise PermanentError(
                 f"the role {server.user} may not create scratch databases at {server.host}:{server.port}:"

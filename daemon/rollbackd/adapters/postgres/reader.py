@@ -4,15 +4,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import asyncpg
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
+from rollbackd.adapters.postgres.risks import measure_risks
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import TableCount
-from rollbackd.core.schema import Schema
+from rollbackd.core.rehearsal import Rehearsal
+from rollbackd.core.risks import Risks
+from rollbackd.core.schema import Schema, TableName
 from rollbackd.errors import PermanentError, TransientError
 from rollbackd.ports import DatabaseIdentity
 from rollbackd.settings import Target
@@ -186,6 +190,47 @@ class PostgresReader:
             text = "statements meet different server processes: a pooler in transaction mode; give the direct address"
             pooled = _finding("direct_connection", Outcome.FAILED, text)
         return (owner, prefixed, pooled, row_security)
+
+    async def risks(self, rehearsal: Rehearsal, budget_s: float) -> Risks:
+        """What a rehearsed way back would cost today's rows, and what would break it."""
+        async with self._reading() as connection:
+            return await measure_risks(connection, rehearsal, budget_s=budget_s)
+
+    async def table_sizes(self) -> dict[TableName, int]:
+        """Bytes of every table with its indexes and large values; a partitioned table's are its partitions'."""
+        async with self._reading() as connection:
+            rows = await connection.fetch(
+                "SELECT n.nspname, c.relname, CASE c.relkind WHEN 'p' THEN (SELECT coalesce(sum("
+                "   pg_total_relation_size(t.relid)), 0) FROM pg_partition_tree(c.oid) t)::bigint"
+                " ELSE pg_total_relation_size(c.oid) END FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^(pg_|information_schema$|rollbackd)'"
+            )
+        return {TableName(schema, name): int(size or 0) for schema, name, size in rows}
+
+    async def keys(self, tables: tuple[TableName, ...]) -> dict[TableName, tuple[str, ...]]:
+        """The columns of each table's primary key; tables without one are left out."""
+        async with self._reading() as connection:
+            rows = await connection.fetch(
+                "SELECT n.nspname, c.relname, (SELECT array_agg(a.attname::text ORDER BY o.i) FROM unnest(k.conkey)"
+                "   WITH ORDINALITY o(n, i) JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = o.n)"
+                " FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE k.contype = 'p'"
+            )
+        found = {TableName(schema, name): tuple(columns) for schema, name, columns in rows}
+        return {table: found[table] for table in tables if table in found}
+
+    async def sessions(self, application: str, before: datetime) -> tuple[str, ...]:
+        """Clients other than rollbackd that were connected before then and still are, in words."""
+        async with self._reading() as connection:
+            rows = await connection.fetch(
+                "SELECT pid, usename, application_name, backend_start FROM pg_stat_activity"
+                " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                " AND application_name !~ '^rollbackd' AND starts_with(application_name, $1) AND backend_start < $2"
+                " ORDER BY backend_start",
+                application,
+                before,
+            )
+        return tuple(f"pid {r[0]} ({r[1]}, {r[2] or 'no name'}), since {r[3]:%F %T} UTC" for r in rows)
 
     async def close(self) -> None:
         """Give the connection back."""

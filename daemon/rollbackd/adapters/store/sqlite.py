@@ -280,6 +280,7 @@ class SqliteStore:
             id=document.id,
             target=document.target,
             taken_at=document.taken_at.timestamp(),
+            rehearsed=int(document.rehearsed),
             body=_encode(document),
         )
 
@@ -288,8 +289,8 @@ class SqliteStore:
         return await self._one(select(t.document.c.body).where(t.document.c.id == document_id), StateDocument)
 
     async def latest_document(self, target: str, before: datetime | None = None) -> StateDocument | None:
-        """The newest of a target, taken no later than `before`."""
-        query = select(t.document.c.body).where(t.document.c.target == target)
+        """The newest that was seen of a target, taken no later than `before`."""
+        query = select(t.document.c.body).where(t.document.c.target == target, t.document.c.rehearsed == 0)
         if before is not None:
             query = query.where(t.document.c.taken_at <= before.timestamp())
         return await self._one(query.order_by(t.document.c.taken_at.desc()).limit(1), StateDocument)

@@ -100,6 +100,7 @@ document = Table(
     Column("id", String, primary_key=True),
     Column("target", String, nullable=False),
     Column("taken_at", Float, nullable=False),
+    Column("rehearsed", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
 Index("ix_document_target_taken", document.c.target, document.c.taken_at)

@@ -48,6 +48,18 @@ def where_in_user_code(error: BaseException) -> str:
     return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
 
 
+def sqlstate(error: BaseException) -> str:
+    """The SQLSTATE that the server gave, wherever in the chain of causes it is; empty where it gave none."""
+    origin: BaseException | None = error
+    while origin is not None:
+        driver_error = getattr(origin, "orig", None) or origin
+        state = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None) or ""
+        if state:
+            return str(state)
+        origin = origin.__cause__ or origin.__context__
+    return ""
+
+
 def describe_error(error: BaseException) -> tuple[str, str]:
     """The kind and the sentence for what went wrong."""
     if isinstance(error, Refused):
@@ -57,14 +69,11 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     if isinstance(error, (AsksQuestion, EOFError)):
         place = where_in_user_code(error)
         return "refused", f"the migration asks a question (input() at {place}), so it can't run unattended"
+    if isinstance(error, TouchesTheWorld):
+        return "refused", str(error)
     if isinstance(error, SystemExit):
         return "refused", f"env.py or a migration called sys.exit() at {where_in_user_code(error)}"
-    origin: BaseException | None = error
-    state = ""
-    while origin is not None and not state:
-        driver_error = getattr(origin, "orig", None) or origin
-        state = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None) or ""
-        origin = origin.__cause__ or origin.__context__
+    state = sqlstate(error)
     place = where_in_user_code(error)
     sentence = f"{type(error).__name__}: {first_line(error)}" + (f" (at {place})" if place else "")
     if state in TRANSIENT_STATES or state.startswith("08"):

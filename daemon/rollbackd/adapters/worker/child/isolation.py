@@ -111,14 +111,23 @@ class OnlyScratch:
     """
 
     def __init__(self, place: dict[str, Any]) -> None:
-        self._place = place
         self._on = False
+        self._place: dict[str, Any] = {}
+        self._addresses: set[Any] = set()
+        self.move(place)
+
+    def move(self, place: dict[str, Any]) -> None:
+        """Let this be the scratch database from now on."""
         host, port = str(place["host"]), int(place["port"])
-        if host.startswith("/"):
-            self._addresses: set[Any] = {f"{host}/.s.PGSQL.{port}"}
-        else:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            self._addresses = {(str(address[4][0]), port) for address in found}
+        if (host, port) != (self._place.get("host"), self._place.get("port")):
+            was_on, self._on = self._on, False
+            if host.startswith("/"):
+                self._addresses = {f"{host}/.s.PGSQL.{port}"}
+            else:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                self._addresses = {(str(address[4][0]), port) for address in found}
+            self._on = was_on
+        self._place = place
 
     def begin(self) -> None:
         """From here on, before any user code is loaded."""

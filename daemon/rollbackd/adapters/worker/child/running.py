@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
-from .faults import Refused, Transient
+from .archiving import Archiving
+from .faults import AsksQuestion, Refused, TouchesTheWorld, Transient, describe_error, redact, sqlstate
 from .marks import LOCK_KEY, MARKER, START_IDENTITY, STARTED
+from .observing import Observer
 from .scripts import Scripts
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from .channel import Channel
 
     Answer = dict[str, Any]
+    Guard = Callable[[Connection, dict[str, Any]], None]
 
 
 class Worker(Scripts):
@@ -50,23 +53,206 @@ class Worker(Scripts):
         run: str,
         identity: dict[str, Any],
         scripts_sha256: str,
-        preserved: dict[str, int],
+        archive: list[dict[str, Any]],
         lock_timeout_s: float,
         statement_timeout_s: float,
         lock_wait_s: float,
     ) -> Answer:
-        """Take off these revisions on the connection that env.py opens."""
-        from alembic.runtime.migration import MigrationStep
-
+        """Take off these revisions on the connection that env.py opens, and archive first what they destroy."""
         began = time.monotonic()
         counted = {"statements": 0, "marker": False}
-        guarded: list[Connection] = []
-        ran: list[bool] = []
-        scripts = [self.revision(revision_id) for revision_id in revisions]
+        kept: list[dict[str, Any]] = []
         if not self.is_current()["current"] or self.digest() != scripts_sha256:
             raise Refused(
                 "the migration scripts changed since the plan was made: nothing was changed; plan anew"
             )
+
+        def guard(connection: Connection, options: dict[str, Any]) -> None:
+            self._require_identity(connection, identity)
+            settings = session_settings(run, lock_timeout_s, statement_timeout_s)
+            if identity["server_version"] >= 140000:
+                # Without it a backend works on for a client that is dead.
+                settings["client_connection_check_interval"] = "1000"
+            set_all(connection, settings)
+            self._take_lock(connection, lock_wait_s)
+
+        def first_met(connection: Connection, options: dict[str, Any]) -> None:
+            listen_to_statements(connection, self.channel, counted)
+
+        def marked(connection: Connection, options: dict[str, Any]) -> None:
+            apply = options.get("on_version_apply") or ()
+            own = tuple(apply) if isinstance(apply, (list, tuple, set)) else (apply,)
+            options["on_version_apply"] = (*own, self._mark(connection, run, counted))
+
+        def around(context: MigrationContext, revision: str, original: Callable[..., Any]) -> Any:
+            def archived(**options: Any) -> None:
+                assert context.connection is not None, "a downgrade runs on a connection"
+                archiving = Archiving(context.connection, run, archive)
+                locks = not commits_each_statement(context)
+                archiving.before(revision, locks)
+                original(**options)
+                kept.extend(archiving.after(revision))
+
+            return archived if any(item["revision"] == revision for item in archive) else original
+
+        self._migrate(
+            "down",
+            revisions,
+            from_heads,
+            to_heads,
+            guards=(guard, marked),
+            first_met=first_met,
+            around=around,
+        )
+        return {
+            "statements": counted["statements"],
+            "marker": counted["marker"],
+            "seconds": round(time.monotonic() - began, 6),
+            "kept": kept,
+        }
+
+    def rehearse(  # noqa: PLR0913, PLR0917 - a request, its fields by name
+        self,
+        scratch: dict[str, Any],
+        direction: str,
+        revisions: list[str],
+        from_heads: list[str],
+        to_heads: list[str],
+        archive: list[dict[str, Any]],
+        lock_timeout_s: float,
+        statement_timeout_s: float,
+    ) -> Answer:
+        """Take these revisions off (or put them on, `direction` up) in the scratch database, and say what was seen.
+
+        What fails in the scripts is part of the answer; what keeps a rehearsal from being made is an error.
+        """
+        only_scratch = self.only_scratch
+        if only_scratch is None:
+            raise Refused("this worker wasn't started for rehearsals")
+        only_scratch.move(scratch)
+        began = time.monotonic()
+        observers: list[Observer] = []
+        kept: list[dict[str, Any]] = []
+        failure: dict[str, str] | None = None
+        running: list[str] = []
+        table: dict[str, str] = {}
+
+        def guard(connection: Connection, options: dict[str, Any]) -> None:
+            only_scratch.require_mark(connection)
+            set_all(connection, session_settings("rehearsal", lock_timeout_s, statement_timeout_s))
+
+        def first_met(connection: Connection, options: dict[str, Any]) -> None:
+            if not observers:
+                observers.append(Observer(connection))
+
+        def around(context: MigrationContext, revision: str, original: Callable[..., Any]) -> Any:
+            def observed(**options: Any) -> None:
+                assert context.connection is not None, "a migration runs on a connection"
+                table.update(name=context.version_table, schema=context.version_table_schema or "")
+                locks = not commits_each_statement(context)
+                # A connection that env.py made out of the one it configured is the same session.
+                if not observers:
+                    observers.append(Observer(context.connection))
+                running.append(revision)
+                archiving = Archiving(context.connection, "rehearsal", archive) if archive else None
+                if archiving is not None:
+                    archiving.before(revision, locks)
+                observers[0].begin(revision)
+                original(**options)
+                observers[0].end()
+                if archiving is not None:
+                    kept.extend(archiving.after(revision))
+
+            return observed
+
+        try:
+            self._migrate(
+                direction,
+                revisions,
+                from_heads,
+                to_heads,
+                guards=(guard,),
+                first_met=first_met,
+                around=around,
+            )
+        except Exception as error:
+            if not running:
+                raise
+            _, message = describe_error(error)
+            failure = {
+                "revision": running[-1],
+                "reason": redact(message),
+                "sqlstate": sqlstate(error),
+                "statement": redact(observers[0].statement),
+            }
+        except (AsksQuestion, TouchesTheWorld, SystemExit) as error:
+            if not running:
+                raise
+            failure = {
+                "revision": running[-1],
+                "reason": describe_error(error)[1],
+                "sqlstate": "",
+                "statement": observers[0].statement,
+            }
+        return {
+            "first": observers[0].first if observers else {},
+            "steps": [step for step in observers[0].steps if step["changes"] is not None]
+            if observers
+            else [],
+            "failure": failure,
+            "version_table": table,
+            "kept": kept,
+            "seconds": round(time.monotonic() - began, 6),
+        }
+
+    def stamp(
+        self,
+        revisions: list[str],
+        from_heads: list[str],
+        to_heads: list[str],
+        run: str,
+        identity: dict[str, Any],
+        lock_wait_s: float,
+    ) -> Answer:
+        """Move the stamp down over these revisions and run none of them: for a schema that is there already."""
+        counted = {"statements": 0, "marker": False}
+
+        def guard(connection: Connection, options: dict[str, Any]) -> None:
+            self._require_identity(connection, identity)
+            set_all(connection, session_settings(run, 5, 60))
+            self._take_lock(connection, lock_wait_s)
+
+        def marked(connection: Connection, options: dict[str, Any]) -> None:
+            apply = options.get("on_version_apply") or ()
+            own = tuple(apply) if isinstance(apply, (list, tuple, set)) else (apply,)
+            options["on_version_apply"] = (*own, self._mark(connection, run, counted))
+
+        def around(context: MigrationContext, revision: str, original: Callable[..., Any]) -> Any:
+            def nothing(**options: Any) -> None:
+                """The stamp moves; the revision isn't run."""
+
+            return nothing
+
+        self._migrate("down", revisions, from_heads, to_heads, guards=(guard, marked), around=around)
+        return {"marker": counted["marker"]}
+
+    def _migrate(
+        self,
+        direction: str,
+        revisions: list[str],
+        from_heads: list[str],
+        to_heads: list[str],
+        *,
+        guards: Sequence[Guard],
+        around: Callable[[MigrationContext, str, Callable[..., Any]], Any],
+        first_met: Guard | None = None,
+    ) -> None:
+        """Run the revisions' own functions through env.py, each wrapped by `around`, on a connection that `guards` let pass."""
+        from alembic.runtime.migration import MigrationStep
+
+        scripts = [self.revision(revision_id) for revision_id in revisions]
+        guarded: list[Connection] = []
+        ran: list[bool] = []
 
         def steps(heads: Sequence[str], context: MigrationContext) -> Iterator[Any]:
             if not any(context.connection is connection for connection in guarded):
@@ -77,49 +263,32 @@ class Worker(Scripts):
                     f" {', '.join(sorted(from_heads)) or 'base'}: nothing was changed"
                 )
             ran.append(True)
-            for number, script in enumerate(scripts):
+            for script in scripts:
                 self.channel.send(type="revision", revision=script.revision)
-                step = MigrationStep.downgrade_from_script(self.script.revision_map, script)
-                if number == 0 and preserved:
-                    # Inside the step's own transaction, so that the locks hold until its end.
-                    step.migration_fn = self._after_counting(step.migration_fn, context, preserved)
+                if direction == "down":
+                    step = MigrationStep.downgrade_from_script(self.script.revision_map, script)
+                else:
+                    step = MigrationStep.upgrade_from_script(self.script.revision_map, script)
+                step.migration_fn = around(context, script.revision, step.migration_fn)
                 yield step
 
-        def guard(connection: Connection, options: dict[str, Any]) -> None:
+        def met(connection: Connection, options: dict[str, Any]) -> None:
             was_in_transaction = connection.in_transaction()
             self._require_postgresql(connection, options)
-            self._require_identity(connection, identity)
-            settings = {
-                "application_name": f"rollbackd {run}"[:63],
-                "lock_timeout": f"{int(lock_timeout_s * 1000)}",
-                "statement_timeout": f"{int(statement_timeout_s * 1000)}",
-                "row_security": "off",
-            }
-            if identity["server_version"] >= 140000:
-                # Without it a backend works on for a client that is dead.
-                settings["client_connection_check_interval"] = "1000"
-            for name, value in settings.items():
-                connection.exec_driver_sql("SET {} = '{}'".format(name, value.replace("'", "''")))
-            self._take_lock(connection, lock_wait_s)
+            for guard in guards:
+                guard(connection, options)
             # Connections of SQLAlchemy 1.4 have no commit(), and no transaction of their own to end.
             commit = getattr(connection, "commit", None)
             if commit is not None and not was_in_transaction:
                 commit()
             if not any(connection is known for known in guarded):
                 guarded.append(connection)
-                listen_to_statements(connection, self.channel, counted)
-            apply = options.get("on_version_apply") or ()
-            own = tuple(apply) if isinstance(apply, (list, tuple, set)) else (apply,)
-            options["on_version_apply"] = (*own, self._mark(connection, run, counted))
+                if first_met is not None:
+                    first_met(connection, options)
 
-        self._run_env(steps, guard, destination=",".join(to_heads))
+        self._run_env(steps, met, destination=",".join(to_heads))
         if not ran:
-            raise Refused("env.py never called context.run_migrations(), so nothing was downgraded")
-        return {
-            "statements": counted["statements"],
-            "marker": counted["marker"],
-            "seconds": round(time.monotonic() - began, 6),
-        }
+            raise Refused("env.py never called context.run_migrations(), so nothing was migrated")
 
     def _run_env(
         self,
@@ -153,31 +322,6 @@ class Worker(Scripts):
     def _require_postgresql(self, connection: Connection, options: dict[str, Any]) -> None:
         if connection.dialect.name != "postgresql":
             raise Refused(f"env.py connects to {connection.dialect.name}; only PostgreSQL is supported")
-
-    def _after_counting(
-        self, downgrade: Callable[..., Any], context: MigrationContext, preserved: dict[str, int]
-    ) -> Callable[..., Any]:
-        def counted_first(**options: Any) -> Any:
-            assert context.connection is not None, "a downgrade runs on a connection"
-            self._require_rows(context.connection, preserved, locks=not commits_each_statement(context))
-            return downgrade(**options)
-
-        return counted_first
-
-    def _require_rows(self, connection: Connection, preserved: dict[str, int], locks: bool) -> None:
-        """Nobody may have written since the tables were dumped: they are locked, and then counted."""
-        preparer = connection.dialect.identifier_preparer
-        for name, rows in sorted(preserved.items()):
-            schema, _, table = name.partition(".")
-            quoted = f"{preparer.quote(schema)}.{preparer.quote(table)}"
-            if locks:
-                connection.exec_driver_sql(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
-            found = connection.exec_driver_sql(f"SELECT count(*) FROM {quoted}").scalar()  # noqa: S608 - quoted
-            if found != rows:
-                raise Refused(
-                    f"{name} holds {found} rows, and held {rows} when it was dumped: something still writes; nothing was"
-                    " changed. Stop whatever it is, then ask for a rollback anew"
-                )
 
     def _require_identity(self, connection: Connection, identity: dict[str, Any]) -> None:
         name, oid, readable = connection.exec_driver_sql(
@@ -236,6 +380,22 @@ class Worker(Scripts):
             self.channel.send(type="taken_off", revision=", ".join(step.up_revision_ids), heads=sorted(heads))
 
         return mark
+
+
+def session_settings(who: str, lock_timeout_s: float, statement_timeout_s: float) -> dict[str, str]:
+    """What every migrating session of ours has set, whatever its role or its user code set before."""
+    return {
+        "application_name": f"rollbackd {who}"[:63],
+        "lock_timeout": f"{int(lock_timeout_s * 1000)}",
+        "statement_timeout": f"{int(statement_timeout_s * 1000)}",
+        "row_security": "off",
+    }
+
+
+def set_all(connection: Connection, settings: dict[str, str]) -> None:
+    """Set these for the session."""
+    for name, value in settings.items():
+        connection.exec_driver_sql("SET {} = '{}'".format(name, value.replace("'", "''")))
 
 
 def commits_each_statement(context: MigrationContext) -> bool:

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .faults import AsksQuestion, Refused, TouchesTheWorld, first_line, where_in_user_code
-from .isolation import Isolation
+from .isolation import Isolation, OnlyScratch
 from .source import (
     asks_for_mode,
     body_of,
@@ -60,6 +60,7 @@ class Scripts:
 
     def __init__(self, channel: Channel) -> None:
         self.isolation = Isolation()
+        self.only_scratch: OnlyScratch | None = None
         self.channel = channel
         self.ini = ""
         self.files: dict[str, tuple[int, int]] = {}
@@ -74,8 +75,12 @@ class Scripts:
         options: dict[str, str],
         x: list[str],
         script_location: str = "",
+        scratch: dict[str, Any] | None = None,
     ) -> Answer:
-        """Load the scripts; everything that costs time happens here, before it is needed."""
+        """Load the scripts; everything that costs time happens here, before it is needed.
+
+        With `scratch` the worker is one for rehearsals: from here on no connection leads anywhere else.
+        """
         # `python -c` puts the current folder first; a project's own folder named alembic must not hide the package.
         sys.path[:] = [path for path in sys.path if path]
         sys.dont_write_bytecode = True
@@ -89,6 +94,9 @@ class Scripts:
                 f"the interpreter {sys.executable} can't import {error.name}: 'migrations.python' must name the one that"
                 " runs the target's migrations"
             ) from None
+        if scratch is not None:
+            self.only_scratch = OnlyScratch(scratch)
+            self.only_scratch.begin()
         try:
             os.chdir(directory)
         except OSError as error:

@@ -1,0 +1,1 @@
+"""Rehearsals: copies of a guarded database in scratch, and the real downgrade run on them."""

@@ -1,0 +1,135 @@
+"""The port `Rehearsals` for one target: a copy in scratch, the real scripts run on it, and what the catalog says."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from rollbackd.adapters.backup.scratch import mark
+from rollbackd.adapters.postgres.catalog import read_schema
+from rollbackd.adapters.postgres.connection import Place, connect
+from rollbackd.adapters.rehearsal.copies import Copies
+from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
+from rollbackd.core.observing import archive_items, rehearsed_revisions
+from rollbackd.core.rehearsal import Depth, Rehearsal, Way
+from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
+from rollbackd.errors import RollbackdError
+from rollbackd.ports import RestoredCopy
+from rollbackd.settings import Target
+
+
+class TargetRehearsals:
+    """Fulfils `ports.Rehearsals`. Rehearsals of one target take turns; the child stays, with its scripts loaded."""
+
+    def __init__(self, target: Target, kept_scripts: Path, store_id: str) -> None:
+        self._target = target
+        self._kept = kept_scripts
+        self._store_id = store_id
+        self._copies = Copies(target, store_id)
+        self._worker: AlembicWorker | None = None
+        self._scripts = ""
+        self._turn = asyncio.Lock()
+
+    async def rehearse(
+        self,
+        way: Way,
+        *,
+        depth: Depth,
+        fingerprint: str,
+        wanted: Mapping[TableName, Sequence[str]] | None = None,
+    ) -> Rehearsal:
+        """Run it on a copy of this depth."""
+        timeout_s = self._target.rehearsal.timeout
+        began = time.monotonic()
+        async with self._turn:
+            try:
+                async with self._copies.copy(
+                    depth, fingerprint, way.from_heads, timeout_s, wanted or {}
+                ) as copied:
+                    place, owners, rows = copied
+                    found = await self._run(place, way, depth, owners=owners)
+            except RollbackdError as error:
+                found = _unknown(depth, way, str(error))
+                rows = 0
+        return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3), rows=rows)
+
+    async def rehearse_on(self, copy: RestoredCopy, way: Way) -> Rehearsal:
+        """Run it on a copy that somebody else has just restored: proof and rehearsal in one act."""
+        assert isinstance(copy, Place), "only our own backups hand over a copy"
+        began = time.monotonic()
+        async with self._turn:
+            try:
+                found = await self._run(copy, way, Depth.FULL, owners=False)
+            except RollbackdError as error:
+                found = _unknown(Depth.FULL, way, str(error))
+        return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3), rows=-1)
+
+    async def prepare(self, fingerprint: str, heads: tuple[str, ...], kept_scripts: str = "") -> None:
+        """Have the schema's copy and a loaded child waiting, so that the next rehearsal is quick."""
+        async with self._turn:
+            place, _ = await self._copies.warm(fingerprint, heads, self._target.rehearsal.timeout)
+            await self._worker_at(place, kept_scripts).prestart()
+
+    async def size_bytes(self) -> int:
+        """How large the guarded database is."""
+        return await self._copies.size_bytes()
+
+    async def close(self) -> None:
+        """End the child and drop the copy that is kept."""
+        async with self._turn:
+            if self._worker is not None:
+                await self._worker.close()
+                self._worker = None
+            await self._copies.close()
+
+    async def _run(self, place: Place, way: Way, depth: Depth, *, owners: bool) -> Rehearsal:
+        before, _ = await self._look(place)
+        worker = self._worker_at(place, way.kept_scripts)
+        watched = await worker.rehearse(way, timeout_s=self._target.rehearsal.timeout)
+        after, heads = await self._look(place)
+        if not owners:
+            before, after = before.without_owners(), after.without_owners()
+        ran = rehearsed_revisions(watched)
+        return Rehearsal(
+            depth=depth,
+            from_heads=way.from_heads,
+            to_heads=way.to_heads,
+            heads=heads,
+            revisions=ran,
+            difference=compare_schemas(before, after),
+            expected=after,
+            failure=watched.failure,
+            keeps_owners=owners,
+            archive=archive_items(watched, ran),
+        )
+
+    def _worker_at(self, place: Place, kept_scripts: str) -> AlembicWorker:
+        scratch = ScratchPlace(place=place, mark=mark(self._store_id))
+        if self._worker is None:
+            self._worker = AlembicWorker(self._target, self._kept, scratch)
+        self._worker.move_to(scratch)
+        self._worker.use_scripts(kept_scripts)
+        return self._worker
+
+    async def _look(self, place: Place) -> tuple[Schema, tuple[str, ...]]:
+        """The schema and the stamp of a copy."""
+        migrations = self._target.migrations
+        name = quoted(migrations.version_table)
+        if migrations.version_table_schema:
+            name = f"{quoted(migrations.version_table_schema)}.{name}"
+        connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout)
+        try:
+            schema = await read_schema(connection)
+            if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+                return schema, ()
+            rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted
+            return schema, tuple(row[0] for row in rows)
+        finally:
+            await connection.close(timeout=5)
+
+
+def _unknown(depth: Depth, way: Way, why: str) -> Rehearsal:
+    return Rehearsal(depth=depth, from_heads=way.from_heads, to_heads=way.to_heads, unknown=why)

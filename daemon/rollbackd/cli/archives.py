@@ -1,0 +1,123 @@
+"""Archives: listed, pruned, and brought back."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rollbackd.app.local import running_daemon, working
+from rollbackd.cli.acting import json_option, me
+from rollbackd.cli.main import asynchronous
+from rollbackd.cli.output import console, safe, show_json, table
+from rollbackd.workflow.bringing_back import describe_archive, describe_restore
+
+# Bringing back millions of rows takes its time.
+RESTORE_TIMEOUT_S = 4 * 3600.0
+PRUNE_TIMEOUT_S = 600.0
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--dry-run", is_flag=True, help="Do it in a transaction that is rolled back, and say what it would do."
+)
+@click.option("--sql", is_flag=True, help="Print the statements alone (implies --dry-run).")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@json_option
+@click.pass_obj
+@asynchronous
+async def restore(config: Path, run: str, dry_run: bool, sql: bool, yes: bool, as_json: bool) -> int:
+    """Bring back what a run archived, once the fixed migration is in. Overwrites nothing newer; may be repeated."""
+    if sql or dry_run or not yes:
+        found = await _restore(config, run, dry_run=True)
+        if sql:
+            click.echo("\n".join(f"{statement.rstrip(';')};" for statement in found["statements"]))
+            return 0
+        if not as_json:
+            _show(found)
+        elif dry_run:
+            show_json(found)
+        if dry_run:
+            return 0
+        if not found["restored"]:
+            click.echo("nothing is left to bring back")
+            return 0
+        click.confirm(f"Bring back {found['restored']:,} rows and values?", abort=True)
+    found = await _restore(config, run, dry_run=False)
+    if as_json:
+        show_json(found)
+    else:
+        _show(found)
+    return 0
+
+
+async def _restore(config: Path, run: str, *, dry_run: bool) -> dict[str, Any]:
+    client = await running_daemon(config)
+    if client is not None:
+        path = f"/api/v1/runs/{run}/restore"
+        found: dict[str, Any] = await client.ask(
+            "POST", path, {"dry_run": dry_run}, timeout_s=RESTORE_TIMEOUT_S
+        )
+        return found
+    async with working(config) as parts:
+        return describe_restore(await parts.operations.restore(run, me(), dry_run=dry_run))
+
+
+def _show(found: dict[str, Any]) -> None:
+    out = console()
+    verb = "would be brought back" if found["dry_run"] else "brought back"
+    out.print(
+        f"{found['restored']:,} rows and values {verb}, {found['left']:,} left, {found['missing']:,} without a row to go to"
+    )
+    for entry in found["entries"]:
+        out.print(f"  {safe(entry['text'])}")
+
+
+@click.group()
+def archives() -> None:
+    """List and prune what downgrades kept inside the guarded databases."""
+
+
+@archives.command("list")
+@click.argument("target")
+@click.option("--run", default="", help="Of this run alone.")
+@json_option
+@click.pass_obj
+@asynchronous
+async def list_archives(config: Path, target: str, run: str, as_json: bool) -> None:
+    """List a target's archives, newest first."""
+    client = await running_daemon(config)
+    if client is not None:
+        found = await client.ask("GET", f"/api/v1/targets/{target}/archives?run={run}")
+    else:
+        async with working(config) as parts:
+            found = [describe_archive(entry) for entry in await parts.operations.archives(target, run)]
+    if as_json:
+        show_json(found)
+        return
+    listed = table("made", "run", "kind", "of", "rows", "brought back", "place")
+    for entry in sorted(found, key=lambda e: e["made_at"], reverse=True):
+        of = f"{entry['table']}.{entry['column']}" if entry["column"] else entry["table"]
+        back = (entry["restored_at"] or "not yet")[:19]
+        cells = (entry["run"], entry["kind"], of, f"{entry['rows']:,}", back, entry["place"])
+        listed.add_row(entry["made_at"][:19], *(safe(cell) for cell in cells))
+    console().print(listed)
+
+
+@archives.command("prune")
+@click.pass_obj
+@asynchronous
+async def prune_archives(config: Path) -> None:
+    """Drop what `archive.keep` no longer keeps."""
+    client = await running_daemon(config)
+    if client is not None:
+        dropped = await client.ask("POST", "/api/v1/archives/prune", timeout_s=PRUNE_TIMEOUT_S)
+    else:
+        async with working(config) as parts:
+            found = await parts.operations.prune_archives()
+            dropped = {name: [describe_archive(entry) for entry in gone] for name, gone in found.items()}
+    total = sum(len(gone) for gone in dropped.values())
+    click.echo(f"{total} dropped")
+    for name, gone in dropped.items():
+        for entry in gone:
+            click.echo(f"  {name}: {entry['place']} ({entry['rows']} rows of {entry['table']})")

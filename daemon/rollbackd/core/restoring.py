@@ -1,0 +1,876 @@
+"""Bringing archived data back: from what is kept and what stands there now to SQL, which overwrites nothing newer.
+
+Rows come first, parents before children; then the values inside of rows, the last change first. Each statement gives one
+number. The same statements are run by the daemon and written out as a script.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from rollbackd.core.archives import (
+    ENTRIES,
+    NEW_VALUE,
+    OLD_VALUE,
+    ROW,
+    SCHEMA,
+    ArchiveEntry,
+    ArchiveKind,
+    KeptColumn,
+    KeptConstraint,
+    KeptSequence,
+)
+from rollbackd.core.schema import TableName, quoted
+
+# As they were when the archive was filled: a value's text depends on them.
+TEXT_SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "row_security": "off",
+}
+ALREADY_THERE = "everything that is kept is there already"
+# The first version that can be asked whether a text is a value of a type; before it, asking is trying.
+ASKS_TYPES = 160000
+
+
+class PresentColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column as it is now; `filled` is the value that rows got which were there before it.
+
+    Values of a type that isn't PostgreSQL's own (`as_text`) are compared as text: no other operator is sure to be found.
+    """
+
+    name: str
+    type: str
+    as_text: bool = False
+    default: str = ""
+    identity: str = ""
+    generated: str = ""
+    filled: str | None = None
+
+
+class PresentTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A table as it is now; `kind` is `p` for a partitioned one and `r` for any other."""
+
+    schema: str
+    name: str
+    kind: str
+    columns: tuple[PresentColumn, ...]
+    constraints: tuple[KeptConstraint, ...] = ()
+    sequences: tuple[KeptSequence, ...] = ()
+
+    @property
+    def table(self) -> TableName:
+        """Its name."""
+        return TableName(self.schema, self.name)
+
+    def column(self, name: str) -> PresentColumn | None:
+        """The column of that name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def parents(self) -> tuple[KeptConstraint, ...]:
+        """Its foreign keys."""
+        return tuple(c for c in self.constraints if c.kind == "foreign_key" and c.other is not None)
+
+    def rows(self) -> str:
+        """Its own rows, as FROM and UPDATE take them: heirs' rows are kept as their own table's."""
+        return self.table.sql() if self.kind == "p" else f"ONLY {self.table.sql()}"
+
+
+class Counts(StrEnum):
+    """What the number that a statement gives says."""
+
+    NOTHING = "nothing"
+    RESTORED = "restored"
+    LEFT = "left"
+    MISSING = "missing"
+
+
+class RestoreStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One statement. `says` tells a person what it does, `reason` why what it counts wasn't brought back.
+
+    `repeatable` is False for a statement whose effect no rollback undoes; a dry run leaves it out.
+    """
+
+    entry: int
+    says: str
+    sql: str
+    counts: Counts = Counts.NOTHING
+    reason: str = ""
+    repeatable: bool = True
+
+
+class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The statements in their order, and the entries that can't be brought back now, each with its reason."""
+
+    steps: tuple[RestoreStep, ...]
+    left: dict[int, str]
+
+
+class RestoredEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one entry: rows or values `restored`, `left` as they are, or without a row to go to (`missing`)."""
+
+    id: int
+    kind: ArchiveKind
+    table: TableName
+    column: str
+    archive: str
+    archived: int
+    restored: int = 0
+    left: int = 0
+    missing: int = 0
+    reasons: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The outcome in a line."""
+        place = f"{self.table.text()}.{self.column}" if self.column else self.table.text()
+        rest = "".join(f"; {reason}" for reason in self.reasons)
+        return f"{place} ({self.kind}): {self.restored:,} of {self.archived:,} restored{rest}"
+
+
+class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a restore did, or with `dry_run` would do; the statements are those that were run."""
+
+    run: str
+    dry_run: bool
+    entries: tuple[RestoredEntry, ...] = ()
+    statements: tuple[str, ...] = ()
+
+    @property
+    def restored(self) -> int:
+        """Rows and values that were brought back."""
+        return sum(entry.restored for entry in self.entries)
+
+
+def plan_restore(
+    entries: Iterable[ArchiveEntry], present: Mapping[TableName, PresentTable], server_version: int
+) -> RestorePlan:
+    """What to run to bring these entries back into the tables as they are now."""
+    backwards = sorted(entries, key=lambda entry: -entry.id)
+    left = {e.id: reason for e in backwards if (reason := _obstacle(e, present.get(e.table)))}
+    ready = [(e, present[e.table]) for e in backwards if e.id not in left]
+    ranks = _ranks(present)
+    steps: list[RestoreStep] = []
+    for entry, table in sorted(ready, key=lambda pair: ranks[pair[0].table]):
+        if entry.kind is ArchiveKind.TABLE:
+            steps += _missing_rows(entry, table, _Kept.whole(entry, table, server_version))
+        elif entry.kind is ArchiveKind.ROWS:
+            steps += _missing_rows(entry, table, _Kept.deleted(entry, table, server_version))
+    for entry, table in ready:
+        if entry.kind is ArchiveKind.ROWS:
+            steps += _changed_rows(entry, table, server_version)
+        elif entry.kind is ArchiveKind.COLUMN:
+            steps += _column(entry, table, server_version)
+        elif entry.kind is ArchiveKind.NARROWED:
+            steps += _narrowed(entry, table, server_version)
+    steps += _sequences(ready)
+    return RestorePlan(steps=tuple(steps), left=left)
+
+
+def mark_restored(plan: RestorePlan, entries: Iterable[ArchiveEntry]) -> str:
+    """The statement that notes when the entries were brought back; empty where none could be."""
+    ids = sorted(entry.id for entry in entries if entry.id not in plan.left)
+    if not ids:
+        return ""
+    numbers = ", ".join(str(number) for number in ids)
+    return f"UPDATE {ENTRIES.sql()} SET restored_at = now() WHERE id IN ({numbers})"
+
+
+def restore_script(run: str, entries: Iterable[ArchiveEntry], plan: RestorePlan) -> str:
+    """The plan as a script for psql: one transaction, and each statement with what it does."""
+    entries = tuple(entries)
+    lines = [
+        f"-- Brings back what the run {_comment(run)} archived. Nothing newer is overwritten; it may be run again.",
+        "BEGIN;",
+        *(f"SET LOCAL {name} = {_setting(value)};" for name, value in TEXT_SETTINGS.items()),
+    ]
+    for entry in entries:
+        if entry.id in plan.left:
+            lines += ["", f"-- Left: {_place(entry)} ({entry.kind}): {_comment(plan.left[entry.id])}"]
+    for step in plan.steps:
+        lines += ["", f"-- {_comment(step.says)}", f"{step.sql};"]
+    marked = mark_restored(plan, entries)
+    if marked:
+        lines += ["", "-- Note that they were brought back.", f"{marked};"]
+    return "\n".join([*lines, "", "COMMIT;", ""])
+
+
+def report(
+    run: str,
+    entries: Iterable[ArchiveEntry],
+    plan: RestorePlan,
+    counted: Iterable[tuple[RestoreStep, int]],
+    *,
+    dry_run: bool,
+) -> RestoreReport:
+    """What came of it, from the number that each statement gave."""
+    numbers = tuple(counted)
+    outcomes = []
+    for entry in sorted(entries, key=lambda e: -e.id):
+        own = [(step, number) for step, number in numbers if step.entry == entry.id]
+        total = {kind: sum(n for step, n in own if step.counts is kind) for kind in Counts}
+        reasons = [f"{n:,} {step.reason}" for step, n in own if step.reason and n]
+        if entry.id in plan.left:
+            reasons = [plan.left[entry.id]]
+            total[Counts.LEFT] = entry.rows
+        elif not total[Counts.RESTORED] and not reasons:
+            reasons = [ALREADY_THERE]
+        outcomes.append(
+            RestoredEntry(
+                id=entry.id,
+                kind=entry.kind,
+                table=entry.table,
+                column=entry.column,
+                archive=entry.archive,
+                archived=entry.rows,
+                restored=total[Counts.RESTORED],
+                left=total[Counts.LEFT],
+                missing=total[Counts.MISSING],
+                reasons=tuple(reasons),
+            )
+        )
+    statements = tuple(step.sql for step, _ in numbers)
+    return RestoreReport(run=run, dry_run=dry_run, entries=tuple(outcomes), statements=statements)
+
+
+# -- what can be brought back -------------------------------------------------------------------------------------------
+
+
+def _obstacle(entry: ArchiveEntry, table: PresentTable | None) -> str:
+    if table is None:
+        return f"the table {entry.table.text()} isn't there: apply the fixed migration first"
+    if entry.kind is ArchiveKind.ROWS and not entry.key and entry.restored_at is not None:
+        return f"brought back already, on {entry.restored_at:%Y-%m-%d %H:%M}, and no key tells whether it changed since"
+    if entry.kind in (ArchiveKind.TABLE, ArchiveKind.ROWS):
+        needed = [column.name for column in entry.definition.columns if not column.generated]
+    else:
+        needed = [*entry.key, entry.column]
+    missing = [name for name in needed if table.column(name) is None]
+    if missing:
+        names = ", ".join(missing)
+        return f"{entry.table.text()} has no column {names}: apply the fixed migration first"
+    return ""
+
+
+def _ranks(present: Mapping[TableName, PresentTable]) -> dict[TableName, int]:
+    """How deep each table hangs below others by its foreign keys; a circle is cut where it is entered first."""
+    ranks: dict[TableName, int] = {}
+
+    def rank(table: TableName, above: frozenset[TableName]) -> int:
+        if table not in ranks:
+            parents = [
+                c.other for c in present[table].parents() if c.other in present and c.other not in above
+            ]
+            ranks[table] = max((rank(p, above | {p}) + 1 for p in parents if p is not None), default=0)
+        return ranks[table]
+
+    for table in sorted(present):
+        rank(table, frozenset((table,)))
+    return ranks
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------------
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """Whole rows of an archive: a query of them, with a column for each that can be written, typed as it is now.
+
+    `unfit` counts those that the present types wouldn't give back as they were; the query leaves them out.
+    """
+
+    query: str
+    columns: tuple[PresentColumn, ...]
+    unfit: str = ""
+
+    @classmethod
+    def whole(cls, entry: ArchiveEntry, table: PresentTable, version: int) -> "_Kept":
+        """The rows of a dropped table."""
+        pairs = _common(entry, table)
+        values = [f"{_typed(kept, now)} AS {quoted(now.name)}" for kept, now in pairs]
+        takes = [condition for kept, now in pairs for condition in _unfit(kept, now, version)]
+        return cls._of(entry, pairs, values, takes, f"{_archive(entry)} a")
+
+    @classmethod
+    def deleted(cls, entry: ArchiveEntry, table: PresentTable, version: int) -> "_Kept":
+        """Rows as they were before the first statement that touched them, where one removed them in the end."""
+        archive = _archive(entry)
+        pairs = _common(entry, table)
+        fields = [(kept, now, _field(f"a.{OLD_VALUE}", now.name)) for kept, now in pairs]
+        values = [f"{field}::{now.type} AS {quoted(now.name)}" for _, now, field in fields]
+        takes = [
+            _round_trip(field, now.type, version) for kept, now, field in fields if kept.type != now.type
+        ]
+        if not entry.key:
+            rows = f"(SELECT * FROM {archive} d WHERE d.{NEW_VALUE} IS NULL) a"
+            return cls._of(entry, pairs, values, takes, rows)
+        key = ", ".join(_field(f"e.{OLD_VALUE}", name) for name in entry.key)
+        gone = ", ".join(_field(f"d.{OLD_VALUE}", name) for name in entry.key)
+        rows = (
+            f"(SELECT DISTINCT ON ({key}) e.{OLD_VALUE} FROM {archive} e WHERE ARRAY[{key}] IN"
+            f" (SELECT ARRAY[{gone}] FROM {archive} d WHERE d.{NEW_VALUE} IS NULL) ORDER BY {key}, e.{ROW}) a"
+        )
+        return cls._of(entry, pairs, values, takes, rows)
+
+    @classmethod
+    def _of(
+        cls,
+        entry: ArchiveEntry,
+        pairs: list[tuple[KeptColumn, PresentColumn]],
+        values: list[str],
+        takes: list[str],
+        rows: str,
+    ) -> "_Kept":
+        order = [] if entry.key else [f"a.{ROW}"]
+        condition = " AND ".join(takes) or "true"
+        return cls(
+            query=f"SELECT {', '.join([*values, *order])} FROM {rows} WHERE {condition}",
+            columns=tuple(now for _, now in pairs),
+            unfit=f"SELECT count(*) FROM {rows} WHERE NOT ({condition})" if takes else "",
+        )
+
+    def names(self) -> list[str]:
+        """The columns' names."""
+        return [column.name for column in self.columns]
+
+    def equal(self, name: str, left: str, right: str) -> str:
+        """A comparison of two values of a column."""
+        return next(_equal(left, right, column) for column in self.columns if column.name == name)
+
+
+def _missing_rows(entry: ArchiveEntry, table: PresentTable, kept: _Kept) -> Iterator[RestoreStep]:
+    """Insert the rows that aren't there."""
+    columns = ", ".join(quoted(name) for name in kept.names())
+    values = ", ".join(f"a.{quoted(name)}" for name in kept.names())
+    overriding = " OVERRIDING SYSTEM VALUE" if any(c.identity for c in table.columns) else ""
+    parents = [
+        (c, _has_parent(c, table, kept)) for c in table.parents() if set(c.columns) <= set(kept.names())
+    ]
+    conditions = [condition for _, condition in parents]
+    own, present = _identity("a", kept.names()), _identity("t", kept.names())
+    match = " AND ".join(kept.equal(name, f"t.{quoted(name)}", f"a.{quoted(name)}") for name in entry.key)
+    if entry.key:
+        source = f"({kept.query}) a"
+        absent = f"NOT EXISTS (SELECT 1 FROM {table.rows()} t WHERE {match})"
+    else:
+        yield _lock(entry, table)
+        source = (
+            f"(SELECT a.*, {own} AS rollbackd_id, row_number() OVER (PARTITION BY {own} ORDER BY a.{ROW})"
+            f" AS rollbackd_n FROM ({kept.query}) a) a LEFT JOIN (SELECT {present} AS rollbackd_id,"
+            f" count(*) AS rollbackd_n FROM {table.rows()} t GROUP BY 1) p ON p.rollbackd_id = a.rollbackd_id"
+        )
+        absent = "a.rollbackd_n > coalesce(p.rollbackd_n, 0)"
+    where = " AND ".join([absent, *conditions])
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Insert the rows of {_place(entry)} that aren't there.",
+        sql=(
+            f"WITH done AS (INSERT INTO {table.table.sql()} ({columns}){overriding} SELECT {values} FROM {source}"
+            f" WHERE {where} ON CONFLICT DO NOTHING RETURNING 1) SELECT count(*) FROM done"
+        ),
+        counts=Counts.RESTORED,
+    )
+    if kept.unfit:
+        yield RestoreStep(
+            entry=entry.id,
+            says=f"Count the rows of {_place(entry)} with values that the present types don't take.",
+            sql=kept.unfit,
+            counts=Counts.LEFT,
+            reason="left: the present types don't hold their values as they were",
+        )
+    orphaned = " OR ".join(f"NOT {condition}" for condition in conditions)
+    if orphaned:
+        names = ", ".join(sorted({c.other.text() for c, _ in parents if c.other is not None}))
+        yield RestoreStep(
+            entry=entry.id,
+            says=f"Count the rows of {_place(entry)} whose parent in {names} is missing.",
+            sql=f"SELECT count(*) FROM {source} WHERE {absent} AND ({orphaned})",
+            counts=Counts.LEFT,
+            reason=f"left: the row of {names} that they point to isn't there",
+        )
+    fits = f" AND NOT ({orphaned})" if orphaned else ""
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the rows of {_place(entry)} that couldn't be inserted.",
+        sql=f"SELECT count(*) FROM {source} WHERE {absent}{fits}",
+        counts=Counts.LEFT,
+        reason="left: another row holds a value that must be unique, or a trigger keeps them out",
+    )
+    if entry.key:
+        differs = f"{own} IS DISTINCT FROM {present}"
+        yield RestoreStep(
+            entry=entry.id,
+            says=f"Count the rows of {_place(entry)} that are there with newer values.",
+            sql=f"SELECT count(*) FROM {source} JOIN {table.rows()} t ON {match} WHERE {differs}",
+            counts=Counts.LEFT,
+            reason="left: the row is there with newer values",
+        )
+
+
+def _has_parent(key: KeptConstraint, table: PresentTable, kept: _Kept) -> str:
+    assert key.other is not None, "a foreign key points to a table"
+    pairs = list(zip(key.columns, key.other_columns, strict=True))
+    empty = " OR ".join(f"a.{quoted(name)} IS NULL" for name in key.columns)
+    match = " AND ".join(kept.equal(own, f"p.{quoted(other)}", f"a.{quoted(own)}") for own, other in pairs)
+    ways = [empty, f"EXISTS (SELECT 1 FROM {key.other.sql()} p WHERE {match})"]
+    if key.other == table.table and set(key.other_columns) <= set(kept.names()):
+        # Its parent may come back in the same statement.
+        ways.append(f"EXISTS (SELECT 1 FROM ({kept.query}) p WHERE {match})")
+    return f"({' OR '.join(ways)})"
+
+
+def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Iterator[RestoreStep]:
+    """Each changed column gets its old value back if it still holds the new one."""
+    pairs = _common(entry, table)
+    columns = [now for _, now in pairs]
+    settable = [(kept, now) for kept, now in pairs if now.identity != "always"]
+    archive = _archive(entry)
+    place = _place(entry)
+    if not settable:
+        return
+
+    def changed(now: PresentColumn) -> str:
+        return f"{_field('a.o', now.name)} IS DISTINCT FROM {_field('a.n', now.name)}"
+
+    def holds(kept: KeptColumn, now: PresentColumn, which: str) -> str:
+        """The value is still the one of that side, written as its present type writes it."""
+        present, text = _text(f"t.{quoted(now.name)}"), _field(f"a.{which}", now.name)
+        if kept.type == now.type:
+            return f"{present} IS NOT DISTINCT FROM {text}"
+        again = _if_valid(text, now.type, _text(f"{text}::{now.type}"), text, version)
+        return f"{present} IS NOT DISTINCT FROM {again}"
+
+    def may_return(kept: KeptColumn, now: PresentColumn) -> str:
+        fits = [] if kept.type == now.type else [_round_trip(_field("a.o", now.name), now.type, version)]
+        return " AND ".join([changed(now), holds(kept, now, "n"), *fits])
+
+    if entry.key:
+        group = ", ".join(_field("e." + NEW_VALUE, name) for name in entry.key)
+        changes = (
+            f"(SELECT DISTINCT ON ({group}) first_value(e.{OLD_VALUE}) OVER w AS o, last_value(e.{NEW_VALUE}) OVER w AS n"
+            f" FROM {archive} e WHERE e.{NEW_VALUE} IS NOT NULL WINDOW w AS (PARTITION BY {group} ORDER BY e.{ROW}"
+            " ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) a"
+        )
+        match = " AND ".join(
+            _equal(f"t.{quoted(now.name)}", f"{_field('a.n', now.name)}::{now.type}", now)
+            for now in columns
+            if now.name in entry.key
+        )
+        target, more = f"{table.rows()} t", ""
+    else:
+        # Rows that are alike are as good as one another: the n-th change takes the n-th of them.
+        yield _lock(entry, table)
+        new = _fields("e." + NEW_VALUE, columns)
+        changes = (
+            f"(SELECT e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n, {new} AS i, row_number() OVER (PARTITION BY {new} ORDER BY e.{ROW} DESC)"
+            f" AS r FROM {archive} e WHERE e.{NEW_VALUE} IS NOT NULL) a"
+        )
+        identity = _identity("s", [c.name for c in columns])
+        more = (
+            f" JOIN (SELECT s.tableoid AS x, s.ctid AS y, {identity} AS i,"
+            f" row_number() OVER (PARTITION BY {identity} ORDER BY s.tableoid, s.ctid) AS r FROM {table.rows()} s) b"
+            " ON b.i = a.i AND b.r = a.r"
+        )
+        match = "t.tableoid = b.x AND t.ctid = b.y"
+        target = f"{table.rows()} t"
+    sets = ", ".join(
+        f"{quoted(now.name)} = CASE WHEN {may_return(kept, now)} THEN {_field('a.o', now.name)}::{now.type}"
+        f" ELSE t.{quoted(now.name)} END"
+        for kept, now in settable
+    )
+    still = " OR ".join(f"({may_return(kept, now)})" for kept, now in settable)
+    orphaned = [_lacks_old_parent(key, columns) for key in table.parents() if _known(key, columns)]
+    heeded = "".join(f" AND NOT {condition}" for condition in orphaned)
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Give the changed rows of {place} their old values back, where they still hold the new ones.",
+        sql=(
+            f"WITH done AS (UPDATE {target} SET {sets} FROM {changes}{more} WHERE {match} AND ({still}){heeded}"
+            " RETURNING 1) SELECT count(*) FROM done"
+        ),
+        counts=Counts.RESTORED,
+    )
+    if not entry.key:
+        return
+    newer = " OR ".join(f"({changed(now)} AND NOT {holds(kept, now, 'o')})" for kept, now in settable)
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the changed rows of {place} that hold newer values.",
+        sql=f"SELECT count(*) FROM {changes} JOIN {target} ON {match} WHERE {newer}",
+        counts=Counts.LEFT,
+        reason="left: they hold newer values, or point to a row that isn't there",
+    )
+    old_match = " AND ".join(
+        _equal(f"t.{quoted(now.name)}", f"{_field('a.o', now.name)}::{now.type}", now)
+        for now in columns
+        if now.name in entry.key
+    )
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the changed rows of {place} that aren't there any more.",
+        sql=(
+            f"SELECT count(*) FROM {changes} WHERE NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
+            f" AND NOT EXISTS (SELECT 1 FROM {target} WHERE {old_match})"
+        ),
+        counts=Counts.MISSING,
+        reason="aren't there any more",
+    )
+
+
+def _known(key: KeptConstraint, columns: list[PresentColumn]) -> bool:
+    return set(key.columns) <= {column.name for column in columns}
+
+
+def _lacks_old_parent(key: KeptConstraint, columns: list[PresentColumn]) -> str:
+    assert key.other is not None, "a foreign key points to a table"
+    by_name = {column.name: column for column in columns}
+    changed = " OR ".join(f"{_field('a.o', n)} IS DISTINCT FROM {_field('a.n', n)}" for n in key.columns)
+    given = " AND ".join(f"{_field('a.o', name)} IS NOT NULL" for name in key.columns)
+    match = " AND ".join(
+        _equal(f"p.{quoted(other)}", f"{_field('a.o', own)}::{by_name[own].type}", by_name[own])
+        for own, other in zip(key.columns, key.other_columns, strict=True)
+    )
+    return f"(({changed}) AND {given} AND NOT EXISTS (SELECT 1 FROM {key.other.sql()} p WHERE {match}))"
+
+
+# -- values -------------------------------------------------------------------------------------------------------------
+
+
+def _column(entry: ArchiveEntry, table: PresentTable, version: int) -> Iterator[RestoreStep]:
+    """Put the values of a dropped column back where none, or only the default, has come since."""
+    kept = next(c for c in entry.definition.columns if c.name == entry.column)
+    now = table.column(entry.column)
+    assert now is not None, "the plan holds no entry whose column isn't there"
+    if kept.generated or now.generated:
+        return  # the expression gives the value again
+    value = _typed(kept, now)
+    name = quoted(now.name)
+    open_values = [f"t.{name} IS NOT DISTINCT FROM NULL"]
+    if now.filled is not None:
+        open_values.append(f"{_text('t.' + name)} = {_literal(now.filled)}")
+    if is_constant(now.default):
+        open_values.append(f"{_text('t.' + name)} = {_text(f'({now.default})::{now.type}')}")
+    free = f"({' OR '.join(open_values)})"
+    unfit = _unfit(kept, now, version)
+    fits = "".join(f" AND {condition}" for condition in unfit)
+    place = _place(entry)
+    if not entry.key:
+        yield from _column_without_key(entry, table, value, free, fits)
+        return
+    match = _match(entry, table)
+    differs = f"{_text('t.' + name)} IS DISTINCT FROM {_archived_text(kept)}"
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Put the values of {place} back where the row has none, or just the default.",
+        sql=(
+            f"WITH done AS (UPDATE {table.rows()} t SET {name} = {value} FROM {_archive(entry)} a"
+            f" WHERE {match} AND {differs} AND {free}{fits} RETURNING 1) SELECT count(*) FROM done"
+        ),
+        counts=Counts.RESTORED,
+    )
+    if unfit:
+        yield RestoreStep(
+            entry=entry.id,
+            says=f"Count the values of {place} that its present type doesn't take.",
+            sql=(
+                f"SELECT count(*) FROM {_archive(entry)} a JOIN {table.rows()} t ON {match}"
+                f" WHERE {differs} AND {free} AND NOT ({' AND '.join(unfit)})"
+            ),
+            counts=Counts.LEFT,
+            reason=f"left: the present type {now.type} doesn't hold them as they were",
+        )
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the rows that hold a newer value of {place}.",
+        sql=(
+            f"SELECT count(*) FROM {_archive(entry)} a JOIN {table.rows()} t ON {match}"
+            f" WHERE {differs} AND NOT {free}"
+        ),
+        counts=Counts.LEFT,
+        reason="left: they hold a newer value",
+    )
+    yield _gone(entry, table, match)
+
+
+def _column_without_key(
+    entry: ArchiveEntry, table: PresentTable, value: str, free: str, fits: str
+) -> Iterator[RestoreStep]:
+    """Rows that are alike in all other columns are as good as one another: what counts is how many hold a value."""
+    kept = next(c for c in entry.definition.columns if c.name == entry.column)
+    beside = _beside(entry, table)
+    name = quoted(entry.column)
+    in_archive = _array(_archived_text(c) for c in beside)
+    in_table = _identity("t", [c.name for c in beside])
+    own = _archived_text(kept)
+    needed = (
+        f"(SELECT w.i, w.v, w.value, row_number() OVER (PARTITION BY w.i ORDER BY w.{ROW}) AS r FROM"
+        f" (SELECT {in_archive} AS i, {own} AS v, {value} AS value, a.{ROW},"
+        f" row_number() OVER (PARTITION BY {in_archive}, {own} ORDER BY a.{ROW}) AS k FROM {_archive(entry)} a"
+        f" WHERE true{fits}) w"
+        f" LEFT JOIN (SELECT {in_table} AS i, {_text('t.' + name)} AS v, count(*) AS k FROM {table.rows()} t GROUP BY 1, 2) h"
+        " ON h.i = w.i AND h.v = w.v WHERE w.k > coalesce(h.k, 0)) a"
+    )
+    candidates = (
+        f"(SELECT t.tableoid AS x, t.ctid AS y, {in_table} AS i,"
+        f" row_number() OVER (PARTITION BY {in_table} ORDER BY t.tableoid, t.ctid) AS r FROM {table.rows()} t WHERE {free}) b"
+    )
+    place = _place(entry)
+    yield _lock(entry, table)
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Put the values of {place} back into rows that are the same otherwise and have none, or just the default.",
+        sql=(
+            f"WITH done AS (UPDATE {table.rows()} t SET {name} = a.value FROM {needed} JOIN {candidates}"
+            " ON b.i = a.i AND b.r = a.r WHERE t.tableoid = b.x AND t.ctid = b.y RETURNING 1) SELECT count(*) FROM done"
+        ),
+        counts=Counts.RESTORED,
+    )
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the values of {place} without a row that is the same otherwise.",
+        sql=f"SELECT count(*) FROM {needed}",
+        counts=Counts.MISSING,
+        reason="have no row that is the same otherwise and free for the value",
+    )
+
+
+def _narrowed(entry: ArchiveEntry, table: PresentTable, version: int) -> Iterator[RestoreStep]:
+    """The old value comes back where the column still holds what the change of type made of it."""
+    kept = next(c for c in entry.definition.columns if c.name == entry.column)
+    now = table.column(entry.column)
+    assert now is not None, "the plan holds no entry whose column isn't there"
+    if now.generated:
+        return
+    name, place = quoted(now.name), _place(entry)
+    present, old, new = _text(f"t.{name}"), f"a.{OLD_VALUE}", f"a.{NEW_VALUE}"
+    # The fixed migration has changed the type once more, and with it the text.
+    again = _if_valid(new, now.type, _text(f"({new})::{now.type}"), "NULL", version)
+    still = f"({present} IS NOT DISTINCT FROM {new} OR {present} = {again})"
+    takes = "true" if kept.type == now.type else _round_trip(old, now.type, version)
+    if entry.key:
+        source, match = f"{_archive(entry)} a", _match(entry, table)
+    else:
+        yield _lock(entry, table)
+        beside = _beside(entry, table)
+        in_archive = _array(_archived_text(c) for c in beside)
+        in_table = _identity("s", [c.name for c in beside])
+        source = (
+            f"(SELECT a.*, {in_archive} AS i, count(*) OVER (PARTITION BY {in_archive}) AS k FROM {_archive(entry)} a) a"
+            f" JOIN (SELECT s.tableoid AS x, s.ctid AS y, {in_table} AS i, count(*) OVER (PARTITION BY {in_table}) AS k"
+            f" FROM {table.rows()} s) b ON b.i = a.i AND b.k = 1 AND a.k = 1"
+        )
+        match = "t.tableoid = b.x AND t.ctid = b.y"
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Give {place} its old values back where it holds what the change of type made of them.",
+        sql=(
+            f"WITH done AS (UPDATE {table.rows()} t SET {name} = ({old})::{now.type} FROM {source} WHERE {match}"
+            f" AND {present} IS DISTINCT FROM {old} AND {still} AND {takes} RETURNING 1) SELECT count(*) FROM done"
+        ),
+        counts=Counts.RESTORED,
+    )
+    same = _if_valid(old, now.type, _text(f"({old})::{now.type}"), old, version)
+    differs = f"{present} IS DISTINCT FROM {same}"
+    if takes != "true":
+        yield RestoreStep(
+            entry=entry.id,
+            says=f"Count the values of {place} that its present type doesn't take.",
+            sql=f"SELECT count(*) FROM {source} JOIN {table.rows()} t ON {match} WHERE NOT {takes} AND {still}",
+            counts=Counts.LEFT,
+            reason=f"left: the present type {now.type} doesn't hold them as they were",
+        )
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the rows that hold a newer value of {place}.",
+        sql=f"SELECT count(*) FROM {source} JOIN {table.rows()} t ON {match} WHERE {differs} AND NOT {still}",
+        counts=Counts.LEFT,
+        reason="left: they hold a newer value",
+    )
+    if entry.key:
+        yield _gone(entry, table, match)
+    else:
+        yield RestoreStep(
+            entry=entry.id,
+            says=f"Count the values of {place} whose row can't be told.",
+            sql=(
+                f"SELECT count(*) FROM {_archive(entry)} c WHERE NOT EXISTS"
+                f" (SELECT 1 FROM {source} WHERE a.{ROW} = c.{ROW})"
+            ),
+            counts=Counts.MISSING,
+            reason="have no row, or several, that is the same otherwise",
+        )
+
+
+def _gone(entry: ArchiveEntry, table: PresentTable, match: str) -> RestoreStep:
+    return RestoreStep(
+        entry=entry.id,
+        says=f"Count the values of {_place(entry)} whose row isn't there any more.",
+        sql=(
+            f"SELECT count(*) FROM {_archive(entry)} a WHERE NOT EXISTS"
+            f" (SELECT 1 FROM {table.rows()} t WHERE {match})"
+        ),
+        counts=Counts.MISSING,
+        reason="have no row any more",
+    )
+
+
+def _sequences(ready: list[tuple[ArchiveEntry, PresentTable]]) -> Iterator[RestoreStep]:
+    """No sequence may give a value again that came back with a row; none goes backwards."""
+    done: set[TableName] = set()
+    for entry, table in ready:
+        for sequence in table.sequences:
+            if sequence.sequence in done or sequence.increment <= 0:
+                continue
+            done.add(sequence.sequence)
+            last = max(
+                (
+                    kept.last_value
+                    for other, its_table in ready
+                    if its_table.table == table.table
+                    for kept in other.definition.sequences
+                    if kept.column == sequence.column
+                ),
+                default=0,
+            )
+            name = sequence.sequence.sql()
+            highest = (
+                f"greatest((SELECT max({quoted(sequence.column)})::bigint FROM {table.table.sql()}), {last})"
+            )
+            yield RestoreStep(
+                entry=entry.id,
+                says=f"Bring the sequence {sequence.sequence.text()} up to the highest value that is there.",
+                sql=(
+                    f"SELECT setval({_literal(name)}::regclass, m.highest) FROM {name} s, (SELECT {highest} AS highest) m"
+                    " WHERE m.highest > s.last_value OR m.highest = s.last_value AND m.highest > 0 AND NOT s.is_called"
+                ),
+                repeatable=False,
+            )
+
+
+# -- pieces of SQL ------------------------------------------------------------------------------------------------------
+
+
+def is_constant(default: str) -> bool:
+    """Whether a default is the same for every row and at every time: no function has a say in it."""
+    if not default:
+        return False
+    bare = re.sub(r"'(?:[^']|'')*'", "''", default)
+    bare = re.sub(r"\(\d+(?:,\s*-?\d+)?\)", "", bare)
+    return "(" not in bare.strip("()") and not re.search(
+        r"\b(current_|localtime|session_user|user\b)", bare, re.IGNORECASE
+    )
+
+
+def _common(entry: ArchiveEntry, table: PresentTable) -> list[tuple[KeptColumn, PresentColumn]]:
+    """The columns of the archive and of the table that can be written."""
+    pairs = ((kept, table.column(kept.name)) for kept in entry.definition.columns)
+    return [(kept, now) for kept, now in pairs if now is not None and not now.generated]
+
+
+def _beside(entry: ArchiveEntry, table: PresentTable) -> list[KeptColumn]:
+    """The columns that tell a row where no key does; one that is generated may follow from the value itself."""
+    return [kept for kept, _ in _common(entry, table) if kept.name != entry.column]
+
+
+def _typed(kept: KeptColumn, now: PresentColumn) -> str:
+    value = f"a.{quoted(kept.name)}"
+    if not kept.as_text and kept.type == now.type:
+        return value
+    return f"({_archived_text(kept)})::{now.type}"
+
+
+def _archived_text(kept: KeptColumn) -> str:
+    value = f"a.{quoted(kept.name)}"
+    return value if kept.as_text else _text(value)
+
+
+def _unfit(kept: KeptColumn, now: PresentColumn, version: int) -> list[str]:
+    """A condition for values that the present type gives back as they were; none where it is the same type."""
+    return [] if kept.type == now.type else [_round_trip(_archived_text(kept), now.type, version)]
+
+
+def _round_trip(text: str, type_name: str, version: int) -> str:
+    again = _text(f"({text})::{type_name}")
+    return f"({text} IS NULL OR {_if_valid(text, type_name, f'{again} = {text}', 'false', version)})"
+
+
+def _if_valid(text: str, type_name: str, then: str, otherwise: str, version: int) -> str:
+    if version < ASKS_TYPES:
+        return f"({then})"
+    return f"CASE WHEN pg_input_is_valid({text}, {_literal(type_name)}) THEN {then} ELSE {otherwise} END"
+
+
+def _match(entry: ArchiveEntry, table: PresentTable) -> str:
+    """The archive's key is the row's, compared as what the table has, so that its index serves."""
+    kept = {column.name: column for column in entry.definition.columns}
+    parts = []
+    for name in entry.key:
+        now = table.column(name)
+        assert now is not None, "the plan holds no entry whose key isn't there"
+        own = _archived_text(kept[name]) if now.as_text else _typed(kept[name], now)
+        parts.append(_equal(f"t.{quoted(name)}", own, now))
+    return " AND ".join(parts)
+
+
+def _equal(left: str, right: str, column: PresentColumn) -> str:
+    return f"{_text(left)} = {_text(right)}" if column.as_text else f"{left} = {right}"
+
+
+def _field(document: str, name: str) -> str:
+    return f"({document} ->> {_literal(name)})"
+
+
+def _fields(document: str, columns: Iterable[PresentColumn]) -> str:
+    """What was kept of a row as text, as the present types write it."""
+    return _array(_text(f"({_field(document, c.name)})::{c.type}") for c in columns)
+
+
+def _identity(alias: str, names: Iterable[str]) -> str:
+    """A row as an array of its values' texts, which compares as wholes and with NULLs alike."""
+    return _array(_text(f"{alias}.{quoted(name)}") for name in names)
+
+
+def _array(values: Iterable[str]) -> str:
+    return f"ARRAY[{', '.join(values)}]::text[]"
+
+
+def _text(value: str) -> str:
+    """As the archive has it: the text that the type itself gives. A composite of NULLs isn't NULL."""
+    return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN pg_catalog.concat({value}) END"
+
+
+def _literal(text: str) -> str:
+    if "\\" in text:
+        return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _setting(value: str) -> str:
+    return ", ".join(_literal(part.strip()) for part in value.split(","))
+
+
+def _archive(entry: ArchiveEntry) -> str:
+    return TableName(SCHEMA, entry.archive).sql()
+
+
+def _place(entry: ArchiveEntry) -> str:
+    column = f".{entry.column}" if entry.column else ""
+    return f"{entry.table.text()}{column}"
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _lock(entry: ArchiveEntry, table: PresentTable) -> RestoreStep:
+    return RestoreStep(
+        entry=entry.id,
+        says=f"Without a key rows are told by counting them, and nobody may write {table.table.text()} meanwhile.",
+        sql=f"LOCK TABLE {table.table.sql()} IN SHARE ROW EXCLUSIVE MODE",
+    )
