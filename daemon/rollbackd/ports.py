@@ -32,6 +32,7 @@ from rollbackd.core.revisions import Revision
 from rollbackd.core.risks import Risks
 from rollbackd.core.run import RunState
 from rollbackd.core.schema import Schema, TableName
+from rollbackd.core.verification import Verified
 from rollbackd.settings import Probe
 
 
@@ -316,7 +317,7 @@ class RestoredCopy(Protocol):
 
 
 class Rehearsals(Protocol):
-    """Runs the real scripts on copies of one guarded database. Never raises: what couldn't be rehearsed says why."""
+    """Runs the real scripts on copies of one guarded database. What couldn't be rehearsed says why, and isn't raised."""
 
     async def rehearse(
         self,
@@ -330,6 +331,18 @@ class Rehearsals(Protocol):
 
     async def rehearse_on(self, copy: RestoredCopy, way: Way) -> Rehearsal:
         """Run it on a copy that somebody else has just restored: proof and rehearsal in one act."""
+
+    async def verify(
+        self,
+        reads: tuple[ReadRevision, ...],
+        titles: Mapping[str, str],
+        *,
+        depth: Depth,
+        fingerprint: str,
+        heads: tuple[str, ...],
+        kept_scripts: str = "",
+    ) -> tuple[Verified, ...]:
+        """Put these revisions on a copy, take each off and put it on again; raises RollbackdError where that can't be."""
 
     async def prepare(self, fingerprint: str, heads: tuple[str, ...], kept_scripts: str = "") -> None:
         """Have what costs time ready; raises RollbackdError where that can't be."""

@@ -183,6 +183,7 @@ class Policy(Section, frozen=True, kw_only=True):
         "stop_writes",
     )
     checksums: tuple[str, ...] = ()
+    unsafe_migrations: Literal["go", "warn", "stop"] = "warn"
     freeze: tuple[FreezeWindow, ...] = ()
 
 

@@ -241,7 +241,6 @@ async def test_partitions_are_sampled_each_and_closed_over_their_parent(sample: 
 
 async def test_inherited_rows_are_copied_once_and_into_the_table_that_holds_them(sample: Sample) -> None:
     schema = ["CREATE TABLE t (id int)", "CREATE TABLE c (more int) INHERITS (t)"]
-    await sample(schema, [])
     copied, pair = await sample(schema, ["INSERT INTO t VALUES (1)", "INSERT INTO c VALUES (2, 3)"])
     assert copied == 2
     assert (pair.column("SELECT id FROM ONLY t"), pair.rows("SELECT id, more FROM c")) == ([1], [(2, 3)])
@@ -404,17 +403,6 @@ async def test_a_table_that_is_locked_is_left_out_and_holds_nobody_up(
         await connection.close()
 
 
-async def test_a_foreign_key_compares_with_its_own_operators_and_not_as_text(sample: Sample) -> None:
-    schema = [
-        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
-        "CREATE TABLE p (name text COLLATE nocase PRIMARY KEY)",
-        "CREATE TABLE c (id int, name text COLLATE nocase REFERENCES p)",
-    ]
-    rows = ["INSERT INTO p VALUES ('Anna')", "INSERT INTO c VALUES (1, 'ANNA')"]
-    _, pair = await sample(schema, rows, rows_per_table=0, wanted={public("c"): ["id = 1"]})
-    assert pair.column("SELECT name FROM p") == ["Anna"]
-
-
 async def test_rows_keep_their_links_when_the_source_is_written_meanwhile(stage: Stage) -> None:
     source, scratch = stage.database(*CUSTOMERS, *FILLED), stage.database(*CUSTOMERS)
     secret = stage.superuser.secret
@@ -443,17 +431,13 @@ async def test_a_table_that_is_rewritten_meanwhile_ends_in_an_error_and_an_empty
 
     class Disturbed(Watched):
         async def fetch(self, *arguments: Any, **more: Any) -> Any:
-            rows = await self._connection.fetch(*arguments, **more)
-            if "setval" not in arguments[0] and "parent.ctid" in arguments[0]:
-                stage.run(source, "TRUNCATE invoice")
-            return rows
-
-        def transaction(self, **more: Any) -> Any:
-            return self._connection.transaction(**more)
+            if "pg_trigger" in arguments[0]:  # the rows are chosen, and none is copied yet
+                stage.run(source, "SET lock_timeout = '5s'; TRUNCATE invoice")
+            return await self._connection.fetch(*arguments, **more)
 
     with pytest.raises(TransientError, match=r"public\.invoice was rewritten"):
         await copy_sample(
-            Disturbed(reading, reading), writing, rows_per_table=5, most_bytes=MEGABYTE, wanted={}
+            reading, Disturbed(writing, reading), rows_per_table=5, most_bytes=MEGABYTE, wanted={}
         )
     assert stage.run(scratch, "SELECT count(*) FROM customer") == [(0,)]
     for connection in (reading, writing):

@@ -36,7 +36,7 @@ def policy(**changed: Any) -> GatePolicy:
         "mode": Mode.AUTOMATIC,
         "approval_required": False,
         "incident_required": False,
-        "data_loss": DataLossPolicy.PRESERVED,
+        "data_loss": DataLossPolicy.ARCHIVED,
         "backup_level": 3,
         "cool_down_s": 1800.0,
         "max_rollbacks_a_day": 3,
@@ -49,7 +49,9 @@ def ask(**changed: Any) -> Ask:
         "by_person": False,
         "blockers": (),
         "loses_data": (),
-        "loss_is_preserved": True,
+        "loss_is_archived": True,
+        "rehearsed": "with every row",
+        "lock_s": 0.1,
         "from_heads": ("b", "c"),
         "downgrades": True,
         "stops_writes": True,
@@ -137,8 +139,35 @@ SECOND = {"past_runs": (past(rolled_back_from=("c", "b")),)}
             "asks for a backup of L3; this configuration reaches L2",
         ),
         (G.DATA_LOSS, {}, {}, S.MET, "destroys no rows"),
-        (G.DATA_LOSS, {}, LOSS, S.OPENS, "would destroy every row of t; dumped and proved"),
-        (G.DATA_LOSS, {}, LOSS | {"loss_is_preserved": False}, S.NEEDS_PERSON, "not all of it would be kept"),
+        (
+            G.DATA_LOSS,
+            {},
+            LOSS,
+            S.OPENS,
+            "would destroy every row of t; archived first, in the same transaction",
+        ),
+        (
+            G.DATA_LOSS,
+            {},
+            LOSS | {"loss_is_archived": False},
+            S.NEEDS_PERSON,
+            "not all of it is known well enough to be archived",
+        ),
+        # A person's word doesn't make it known; it is asked for all the same.
+        (
+            G.DATA_LOSS,
+            {},
+            LOSS | {"loss_is_archived": False, "by_person": True},
+            S.NEEDS_PERSON,
+            "needs a rehearsal that passes",
+        ),
+        (
+            G.DATA_LOSS,
+            {"data_loss": DataLossPolicy.REFUSE},
+            LOSS | {"loss_is_archived": False},
+            S.REFUSED,
+            "refuses any loss",
+        ),
         (G.DATA_LOSS, {"data_loss": DataLossPolicy.ASK}, LOSS, S.NEEDS_PERSON, "asks a person"),
         (
             G.DATA_LOSS,
@@ -147,7 +176,25 @@ SECOND = {"past_runs": (past(rolled_back_from=("c", "b")),)}
             S.REFUSED,
             "refuses any loss",
         ),
+        (G.REHEARSAL, {}, {}, S.MET, "rehearsed on scratch, with every row: it passed"),
+        (
+            G.REHEARSAL,
+            {},
+            {"rehearsed": "", "not_rehearsed_because": "no scratch"},
+            S.NEEDS_PERSON,
+            "isn't rehearsed (no scratch): a person must answer for it",
+        ),
+        (G.LOCK, {}, {}, S.MET, "about 0.1 s of lock; the policy's budget is 5 s"),
+        # Whoever is stopped waits for no lock.
+        (G.LOCK, {}, {"lock_s": 60.0}, S.MET, "the application is stopped"),
+        (G.LOCK, {}, {"lock_s": -1.0}, S.MET, "nobody knows how long"),
+        (G.LOCK, {}, {"lock_s": 5.0, "stops_writes": False}, S.MET, "about 5.0 s"),
+        (G.LOCK, {}, {"lock_s": 5.1, "stops_writes": False}, S.NEEDS_PERSON, "about 5.1 s"),
+        (G.LOCK, {"lock_budget_s": 6.0}, {"lock_s": 5.1, "stops_writes": False}, S.MET, "budget is 6 s"),
+        (G.LOCK, {}, {"lock_s": 5.1, "stops_writes": False, "drains": True}, S.NEEDS_PERSON, "5.1 s"),
+        (G.LOCK, {}, {"lock_s": -1.0, "stops_writes": False}, S.NEEDS_PERSON, "nobody knows how long"),
         (G.WRITES, {}, {}, S.OPENS, "stops the application"),
+        (G.WRITES, {}, {"stops_writes": False, "drains": True}, S.OPENS, "the new one is drained"),
         (G.WRITES, {}, {"stops_writes": False}, S.NEEDS_PERSON, "a person must say that nothing writes"),
         (G.INCIDENT, {}, {}, S.MET, "incident INC-1"),
         (G.INCIDENT, {}, {"incident": ""}, S.MET, "needs none"),
@@ -219,9 +266,9 @@ def test_every_gate_is_reported_once_met_or_not() -> None:
     assert sorted(gates) == sorted(Gate)
 
 
-def test_what_does_not_downgrade_needs_no_backup_and_no_stop() -> None:
+def test_what_does_not_downgrade_needs_no_backup_no_rehearsal_and_no_stop() -> None:
     gates = {f.gate for f in judge_gates(policy(), ask(downgrades=False), NOW)}
-    assert set(Gate) - gates == {G.BACKUP, G.DATA_LOSS, G.WRITES}
+    assert set(Gate) - gates == {G.REHEARSAL, G.BACKUP, G.DATA_LOSS, G.LOCK, G.WRITES}
 
 
 @pytest.mark.parametrize("states", list(itertools.combinations_with_replacement(GateState, 3)))
@@ -231,5 +278,23 @@ def test_the_worst_state_wins(states: tuple[GateState, ...]) -> None:
     assert verdict(findings) is expected
 
 
-def test_an_automatic_rollback_with_a_declared_stop_and_a_backup_goes_ahead() -> None:
+def test_an_automatic_rollback_with_a_rehearsal_a_declared_stop_and_a_backup_goes_ahead() -> None:
     assert verdict(judge_gates(policy(), ask(**LOSS), NOW)) is S.MET
+
+
+def test_an_automatic_rollback_that_drains_goes_ahead_as_well() -> None:
+    drained = ask(**LOSS, stops_writes=False, drains=True)
+    assert verdict(judge_gates(policy(), drained, NOW)) is S.MET
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"rehearsed": "", "not_rehearsed_because": "no scratch"},
+        LOSS | {"loss_is_archived": False},
+        {"lock_s": 6.0, "stops_writes": False, "drains": True},
+        {"stops_writes": False},
+    ],
+)
+def test_whatever_is_not_known_beforehand_is_for_a_person(lacking: dict[str, Any]) -> None:
+    assert verdict(judge_gates(policy(), ask(**lacking), NOW)) is S.NEEDS_PERSON

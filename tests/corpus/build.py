@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent, indent
@@ -17,10 +15,10 @@ from typing import Any
 import alembic.command
 import alembic.config
 import asyncpg
-import psycopg
 from tests.adapters.conftest import Role, Stage
 from tests.corpus.case import Case, Revision
 from tests.corpus.environments import ENVIRONMENTS, Environment
+from tests.corpus.rows import Contents, Snapshot, lost_between, read_contents, snapshot
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.core.schema import Schema, TableName
@@ -31,9 +29,6 @@ IMPATIENT = "-c lock_timeout=5000 -c statement_timeout={statement_timeout_ms}"
 CHILD_TIMEOUT_S = 60
 VERSION_TABLE = re.compile(r"\.(alembic_version|moves)(_pkc)?\b")
 
-Snapshot = dict[str, list[str]]
-Recast = Callable[[str | None, str, str], str | None]
-
 
 @dataclass(frozen=True)
 class Said:
@@ -41,24 +36,6 @@ class Said:
 
     claims_success: bool
     text: str
-
-
-@dataclass(frozen=True)
-class ColumnType:
-    """A type as it's written, and what it consists of: a type of the same name may be another one."""
-
-    name: str
-    labels: tuple[str, ...]
-    attributes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The rows of all tables; by (table, column) the types, and which of them are generated."""
-
-    rows: Snapshot
-    types: dict[tuple[str, str], ColumnType]
-    generated: frozenset[tuple[str, str]]
 
 
 @dataclass
@@ -165,24 +142,7 @@ class BuiltCase:
 
     def contents(self) -> Contents:
         """Every row, and the columns' types: what `lost_between` compares."""
-        found = self.stage.run(
-            self.database,
-            "SELECT n.nspname::text, c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod), a.attgenerated <> '',"
-            " (SELECT array_agg(enumlabel::text ORDER BY 1) FROM pg_enum WHERE enumtypid = a.atttypid),"
-            " (SELECT array_agg(b.attname::text ORDER BY 1) FROM pg_attribute b JOIN pg_type t ON t.typrelid = b.attrelid"
-            "   WHERE t.oid = a.atttypid AND b.attnum > 0 AND NOT b.attisdropped)"
-            " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped",
-        )
-        columns = {(TableName(schema, table).text(), column): rest for schema, table, column, *rest in found}
-        return Contents(
-            rows=self.snapshot(),
-            types={
-                name: ColumnType(kind, tuple(labels or ()), tuple(attributes or ()))
-                for name, (kind, _, labels, attributes) in columns.items()
-            },
-            generated=frozenset(name for name, (_, generated, *_) in columns.items() if generated),
-        )
+        return read_contents(self.stage.server.url(self.database))
 
     def recast(self, value: str | None, new_type: str, old_type: str) -> str | None:
         """A value's text of the new type, as the old type has it."""
@@ -294,7 +254,7 @@ class BuiltCase:
         with _environment_variables(self._variables()):
             try:
                 getattr(alembic.command, command)(config, to)
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a script raises is what it says
                 return Said(False, f"{type(error).__name__}: {error}")
         return Said(True, "")
 
@@ -318,75 +278,6 @@ def build(case: Case, stage: Stage, folder: Path) -> BuiltCase:
     if case.afterwards:
         built.write_scripts(case.afterwards)
     return built
-
-
-def snapshot(url: str) -> Snapshot:
-    """Every row of every table as JSON of column to the value's SQL text, sorted; of partitions, but not of their parents.
-
-    Left out are the version tables and what is ours.
-    """
-    found: Snapshot = {}
-    with psycopg.connect(url, autocommit=True) as connection:
-        tables = connection.execute(
-            "SELECT n.nspname::text, c.relname::text, array_agg(a.attname::text ORDER BY a.attname) FROM pg_class c"
-            " JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
-            " WHERE c.relkind = 'r' AND n.nspname !~ '^(pg_|information_schema$|rollbackd)'"
-            " AND c.relname NOT IN ('alembic_version', 'moves') GROUP BY 1, 2"
-        ).fetchall()
-        for schema, name, columns in tables:
-            table = TableName(schema, name)
-            values = ", ".join(TableName("t", column).sql() + "::text" for column in columns)
-            rows = connection.execute(f"SELECT {values} FROM ONLY {table.sql()} t").fetchall()
-            found[table.text()] = sorted(
-                json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows
-            )
-    return found
-
-
-def lost_between(
-    before: Contents, after: Contents, moved: Mapping[str, str], recast: Recast
-) -> dict[str, int]:
-    """What of `before` is not in `after`, by the names of `before`.
-
-    A table that is gone loses its rows, a column its values; a column of another type the values that the old type can't be
-    given back from the new one; and a table the rows that aren't there as they were in the columns that remained. Generated
-    values follow from others.
-    """
-    lost: Counter[str] = Counter()
-    for table, texts in before.rows.items():
-        new_table = moved.get(table, table)
-        if new_table not in after.rows:
-            lost[table] = len(texts)
-            continue
-        old_rows = [json.loads(text) for text in texts]
-        new_rows = [json.loads(text) for text in after.rows[new_table]]
-        remained, retyped = [], []
-        for column in (column for of, column in before.types if of == table):
-            new = moved.get(f"{table}.{column}", column)
-            if (new_table, new) not in after.types:
-                if (table, column) not in before.generated:
-                    lost[f"{table}.{column}"] = sum(row[column] is not None for row in old_rows)
-            elif after.types[new_table, new] == before.types[table, column]:
-                remained.append((column, new))
-            else:
-                retyped.append((column, new))
-
-        for column, new in retyped:
-            types = after.types[new_table, new].name, before.types[table, column].name
-            for row in new_rows:
-                row[new] = recast(row[new], *types)
-
-        def missing(
-            columns: list[tuple[str, str]], old_rows: Any = old_rows, new_rows: Any = new_rows
-        ) -> int:
-            old = Counter(tuple(row[column] for column, _ in columns) for row in old_rows)
-            return (old - Counter(tuple(row[new] for _, new in columns) for row in new_rows)).total()
-
-        lost[table] = missing(remained)
-        for pair in retyped:
-            lost[f"{table}.{pair[0]}"] = missing([*remained, pair]) - lost[table]
-    return {name: number for name, number in lost.items() if number}
 
 
 def _reference(revisions: tuple[str, ...]) -> str:

@@ -2,10 +2,11 @@
 
 import psycopg
 import pytest
-from tests.corpus.build import BuiltCase, lost_between
+from tests.corpus.build import BuiltCase
 from tests.corpus.case import Case
 from tests.corpus.conftest import BuildCase
 from tests.corpus.everything import CASES
+from tests.corpus.rows import lost_between
 
 from rollbackd.core.schema import compare_schemas
 

@@ -11,11 +11,21 @@ import msgspec
 
 from rollbackd.app.local import DaemonClient, running_daemon, working
 from rollbackd.cli.main import asynchronous
-from rollbackd.cli.output import console, exit_code, heads, show_json, show_plan, show_run
+from rollbackd.cli.output import (
+    console,
+    exit_code,
+    heads,
+    show_json,
+    show_plan,
+    show_rehearsal,
+    show_run,
+)
 from rollbackd.core.plan import step_text
 from rollbackd.core.records import Run
+from rollbackd.core.rehearsal import Depth
 from rollbackd.errors import RefusedError, UsageError
 from rollbackd.settings import parse_duration
+from rollbackd.workflow.rehearsing import describe_rehearsal
 from rollbackd.workflow.runs import describe_run
 
 POLL_S = 0.3
@@ -54,6 +64,38 @@ async def plan(config: Path, target: str, to: str, release: str, sql: bool, as_j
     else:
         show_plan(console(), document)
     return 1 if document["plan"]["blockers"] else 0
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "--to", default="-1", show_default=True, help="An id, the wanted heads with commas, -N or base."
+)
+@click.option(
+    "--depth",
+    type=click.Choice(["schema", "sample", "full"]),
+    help="What the copy holds. [default: as the configuration says]",
+)
+@json_option
+@click.pass_obj
+@asynchronous
+async def rehearse(config: Path, target: str, to: str, depth: str | None, as_json: bool) -> int:
+    """Run the real downgrade on a copy in scratch, and show all that it did. Never touches the target."""
+    client = await running_daemon(config)
+    if client is not None:
+        asked = {"to": to, **({"depth": depth} if depth else {})}
+        document: dict[str, Any] = await client.ask(
+            "POST", f"/api/v1/targets/{target}/rehearse", asked, timeout_s=GATE_TIMEOUT_S
+        )
+    else:
+        async with working(config) as parts:
+            found = await parts.operations.rehearse(target, to=to, depth=Depth(depth) if depth else None)
+            document = msgspec.to_builtins(describe_rehearsal(found))
+    if as_json:
+        show_json(document)
+    else:
+        show_rehearsal(console(), document)
+    return 0 if document["passed"] else 1
 
 
 @click.command()

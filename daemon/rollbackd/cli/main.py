@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "reading",
     "report": "reading",
     "plan": "acting",
+    "rehearse": "acting",
     "rollback": "acting",
     "approve": "acting",
     "deny": "acting",
@@ -36,6 +37,7 @@ COMMANDS = {
     "restore": "archives",
     "archives": "archives",
     "backups": "backups",
+    "verify-migrations": "verifying",
 }
 
 
@@ -53,9 +55,9 @@ class Commands(click.Group):
             return None
         import importlib
 
-        found: click.Command = getattr(
-            importlib.import_module(f"rollbackd.cli.{module}"), cmd_name.replace("-", "_")
-        )
+        loaded = importlib.import_module(f"rollbackd.cli.{module}")
+        name = cmd_name.replace("-", "_")
+        found: click.Command = getattr(loaded, f"{name}_command", None) or getattr(loaded, name)
         return found
 
 

@@ -130,6 +130,42 @@ def show_plan(out: Console, document: dict[str, Any]) -> None:
             out.print(f"  [{colour}]gate {finding['gate']}: {finding['state']}: {safe(finding['reason'])}[/]")
 
 
+def show_rehearsal(out: Console, document: dict[str, Any]) -> None:
+    """What a rehearsal showed: each revision with its time, statements and locks, then what changed in the catalog."""
+    if document.get("unknown"):
+        out.print(f"[yellow]couldn't be rehearsed[/]: {safe(document['unknown'])}")
+        return
+    for revision in document["revisions"]:
+        alone = "" if revision["transactional"] else ", ended its transaction by itself"
+        out.print(f"[green]✓[/] {safe(revision['id'])}  {revision['seconds'] * 1000:,.0f} ms{alone}")
+        for statement in revision["statements"]:
+            touched = ", ".join(_name(t) for t in statement["writes"])
+            on = f"  [dim]{safe(touched)}[/]" if touched else ""
+            out.print(f"    {statement['seconds'] * 1000:>7,.1f} ms  {safe(statement['sql'])}{on}")
+        locks = ", ".join(
+            f"{_name(lock['table'])} {lock['mode'].removesuffix('Lock')}" for lock in revision["locks"]
+        )
+        if locks:
+            out.print(f"    locks {safe(locks)}")
+        if revision["rewritten"]:
+            out.print(f"    rewrites {safe(', '.join(_name(t) for t in revision['rewritten']))}")
+    if document["failure"]:
+        failure = document["failure"]
+        out.print(f"[red]✗[/] {safe(failure['revision'])}  {safe(failure['reason'])}")
+        if failure["statement"]:
+            out.print(f"    in {safe(failure['statement'])}")
+    for text in document["at_risk"]:
+        out.print(f"  [yellow]{safe(text)}[/]")
+    for text in document["obstacles"]:
+        out.print(f"  [red]{safe(text)}[/]")
+    for line in document["difference"]:
+        out.print(f"  {safe(line)}")
+    colour, words = ("green", "passed") if document["passed"] else ("red", "failed")
+    out.print(
+        f"[{colour}]{words}[/] on a copy ({document['depth']}) in {document['seconds']:.1f} s; the target wasn't touched"
+    )
+
+
 def _name(table_name: dict[str, str]) -> str:
     return f"{table_name['schema']}.{table_name['name']}"
 

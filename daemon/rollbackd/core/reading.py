@@ -83,7 +83,8 @@ class SourceCall(msgspec.Struct, frozen=True, kw_only=True):
 class ReadRevision(msgspec.Struct, frozen=True, kw_only=True):
     """What the worker read of one revision without running it on a database.
 
-    `failed` says why its statements couldn't be rendered, `stands_alone` why it can't share a transaction.
+    `failed` says why its statements couldn't be rendered, `stands_alone` why it can't share a transaction. `path` (from the
+    migrations folder) and `line` are where its downgrade() stands.
     """
 
     id: str
@@ -94,6 +95,8 @@ class ReadRevision(msgspec.Struct, frozen=True, kw_only=True):
     upgrade_is_empty: bool = False
     stands_alone: str = ""
     source_sha256: str = ""
+    path: str = ""
+    line: int = 1
 
 
 def read_effects(read: ReadRevision) -> tuple[Effect, ...]:

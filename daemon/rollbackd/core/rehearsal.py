@@ -21,7 +21,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     """Which revisions are run, in this order, from where to where.
 
     `kept_scripts` is the digest of a kept release's scripts (empty: the live ones); `archive` is what the worker keeps
-    before each revision, as it will in earnest.
+    before each revision, as it will in earnest. Without `observe` they are only run: for getting somewhere quickly.
     """
 
     direction: Literal["down", "up"] = "down"
@@ -30,6 +30,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     to_heads: tuple[str, ...]
     kept_scripts: str = ""
     archive: tuple[ArchiveItem, ...] = ()
+    observe: bool = True
 
 
 class GoneColumn(msgspec.Struct, frozen=True, kw_only=True):

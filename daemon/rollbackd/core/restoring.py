@@ -762,9 +762,10 @@ def is_constant(default: str) -> bool:
         return False
     bare = re.sub(r"'(?:[^']|'')*'", "''", default)
     bare = re.sub(r"\(\d+(?:,\s*-?\d+)?\)", "", bare)
-    return "(" not in bare.strip("()") and not re.search(
-        r"\b(current_|localtime|session_user|user\b)", bare, re.IGNORECASE
-    )
+    while bare.startswith("(") and bare.endswith(")"):
+        bare = bare[1:-1]
+    keyword = re.search(r"\b(current_|localtime|session_user|user\b)", bare, re.IGNORECASE)
+    return "(" not in bare and keyword is None
 
 
 def _common(entry: ArchiveEntry, table: PresentTable) -> list[tuple[KeptColumn, PresentColumn]]:

@@ -155,6 +155,30 @@ class RevisionGraph:
             heads_after=tuple(heads_after),
         )
 
+    def order_up(self, applied: tuple[str, ...] = (), to: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Every revision that isn't in the closure of `applied`, parents before children; up to `to` where given.
+
+        Raises:
+            RefusedError: when a head or an ancestor has no script.
+        """
+        done = set(self.closure(applied))
+        wanted = self.closure(to) if to is not None else frozenset(self._by_id)
+        waiting_for = {r: {p for p in self._by_id[r].parents if p not in done} for r in wanted - done}
+        ready = sorted(r for r, parents in waiting_for.items() if not parents)
+        order: list[str] = []
+        while ready:
+            # Going on above the last one keeps a branch together; the id breaks ties.
+            above = self._children[order[-1]] if order else []
+            chosen = next((r for r in ready if r in above), ready[0])
+            ready.remove(chosen)
+            order.append(chosen)
+            for child in sorted(set(self._children[chosen])):
+                if child in waiting_for and chosen in waiting_for[child]:
+                    waiting_for[child].discard(chosen)
+                    if not waiting_for[child]:
+                        ready.append(child)
+        return tuple(order)
+
     def _table_without(self, taken: str, table: frozenset[str]) -> frozenset[str]:
         """The version table after Alembic took off one of its heads, as its RevisionStep computes it."""
         revision = self._by_id[taken]

@@ -9,6 +9,7 @@ from aiohttp import web
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.plan import step_text
 from rollbackd.core.records import Deployment
+from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
     DeliveryRefusedError,
@@ -29,6 +30,7 @@ from rollbackd.settings import Settings
 from rollbackd.workflow.bringing_back import describe_archive, describe_restore
 from rollbackd.workflow.engine import Engine
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
+from rollbackd.workflow.rehearsing import describe_rehearsal
 from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import describe_run
 
@@ -54,6 +56,13 @@ class PlanAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     to: str = "-1"
     release: str = ""
+
+
+class RehearsalAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/targets/{name}/rehearse; without `depth` as the configuration says."""
+
+    to: str = "-1"
+    depth: Depth | None = None
 
 
 class WordGiven(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +141,7 @@ class Api:
             web.get(f"{v1}/runs/{{id}}", self._guard(Role.READ, self.run)),
             web.get(f"{v1}/runs/{{id}}/report", self._guard(Role.READ, self.report)),
             web.post(f"{v1}/targets/{{name}}/plan", self._guard(Role.READ, self.plan)),
+            web.post(f"{v1}/targets/{{name}}/rehearse", self._guard(Role.READ, self.rehearse)),
             web.post(f"{v1}/targets/{{name}}/gate", self._guard(Role.OPERATE, self.gate)),
             web.post(f"{v1}/rollbacks", self._guard(Role.OPERATE, self.roll_back)),
             web.post(f"{v1}/runs/{{id}}/approve", self._guard(Role.APPROVE, self.approve)),
@@ -259,6 +269,12 @@ class Api:
             "gates": msgspec.to_builtins(gates),
             "step_texts": [step_text(step) for step in plan.steps],
         }
+
+    async def rehearse(self, request: web.Request, caller: Caller) -> Any:
+        """Rehearse a way back on scratch, and say everything that was seen."""
+        asked = await _body(request, RehearsalAsked)
+        found = await self._operations.rehearse(request.match_info["name"], to=asked.to, depth=asked.depth)
+        return describe_rehearsal(found)
 
     async def gate(self, request: web.Request, caller: Caller) -> Any:
         """May this deploy start?"""

@@ -13,14 +13,17 @@ from rollbackd.core.events import Event
 from rollbackd.core.gates import GateFinding, Pause
 from rollbackd.core.plan import Plan
 from rollbackd.core.records import BackupRecord, Deployment, Run
+from rollbackd.core.rehearsal import Depth
 from rollbackd.core.restoring import RestoreReport
 from rollbackd.core.run import UNFINISHED
+from rollbackd.core.verification import FAILING, Verified
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError, TransientError
 from rollbackd.ports import Clock, Progress, Store
 from rollbackd.workflow import permitting
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.rehearsing import Rehearsed
 from rollbackd.workflow.retention import prune_archives, prune_backups
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, Runs
 from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
@@ -37,13 +40,27 @@ class Watches(Protocol):
 
 
 class GateAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """May this deploy start? With `go` the state is documented and the backup proved."""
+    """May this deploy start? With `go` the state is documented and the backup proved.
+
+    `verdict` is go, warn (go, and read the reasons) or stop. `migrations` are the revisions that are about to go on, each
+    tried on a copy: up, down, up again.
+    """
 
     go: bool
     reasons: tuple[str, ...]
     deployment: str = ""
     heads: tuple[str, ...] = ()
     backup: dict[str, object] = {}
+    verdict: str = "stop"
+    migrations: tuple[Verified, ...] = ()
+
+
+class PendingMigrations(msgspec.Struct, frozen=True, kw_only=True):
+    """What trying the revisions that are about to go on found, and whether the policy stops the deploy for it."""
+
+    migrations: tuple[Verified, ...] = ()
+    reasons: tuple[str, ...] = ()
+    stops: bool = False
 
 
 class Operations:
@@ -213,17 +230,56 @@ class Operations:
                     return GateAnswer(
                         go=False, reasons=("the state before the deploy couldn't be documented",)
                     )
+                pending = await self._verify_pending(guarded)
+                reasons = pending.reasons
+                if pending.stops:
+                    return GateAnswer(
+                        go=False,
+                        reasons=reasons,
+                        deployment=deployment.id,
+                        heads=documented.heads_before,
+                        migrations=pending.migrations,
+                    )
                 backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
             except RollbackdError as error:
                 return GateAnswer(go=False, reasons=(str(error),))
-            reasons = () if backup is not None else ("no backup is configured for this target",)
+            if backup is None:
+                reasons += ("no backup is configured for this target",)
             return GateAnswer(
                 go=True,
+                verdict="warn" if reasons else "go",
+                migrations=pending.migrations,
                 reasons=reasons,
                 deployment=deployment.id,
                 heads=documented.heads_before,
                 backup=backup_evidence(backup) if backup is not None else {},
             )
+
+    async def _verify_pending(self, guarded: Guarded) -> PendingMigrations:
+        """What the policy says of the revisions that are about to go on; what couldn't be tried is a warning."""
+        policy = guarded.settings.policy.unsafe_migrations
+        if policy == "go":
+            return PendingMigrations()
+        try:
+            verified = await self._planners[guarded.name].verify_pending()
+        except RollbackdError as error:
+            return PendingMigrations(reasons=(f"the pending migrations couldn't be tried: {error}",))
+        faults = [
+            f"{one.revision}: {found.text}"
+            for one in verified
+            for found in one.found
+            if found.fault in FAILING
+        ]
+        return PendingMigrations(
+            migrations=verified, reasons=tuple(faults), stops=bool(faults) and policy == "stop"
+        )
+
+    async def rehearse(self, target: str, *, to: str, depth: Depth | None = None) -> Rehearsed:
+        """Rehearse the way down anew; the guarded database isn't touched."""
+        guarded = self._named(target)
+        deployment = await self._last_deployment(guarded)
+        kept = deployment.scripts_sha256 if deployment is not None else ""
+        return await self._planners[target].rehearse(to, kept_scripts=kept, depth=depth)
 
     async def _gate_backup(self, guarded: Guarded) -> BackupRecord:
         horizon = self._clock.now() - timedelta(seconds=guarded.settings.backup.reuse_within)

@@ -18,11 +18,12 @@ from rollbackd.core.plan import (
 )
 from rollbackd.core.reading import ReadRevision, irreversible, read_effects
 from rollbackd.core.records import StateDocument
-from rollbackd.core.rehearsal import Rehearsal, Way
+from rollbackd.core.rehearsal import Depth, Rehearsal, Way
 from rollbackd.core.revisions import Path, RevisionGraph
 from rollbackd.core.risks import Risks
 from rollbackd.core.schema import TableName
 from rollbackd.core.verdicts import judge_old_release
+from rollbackd.core.verification import Verified
 from rollbackd.errors import RefusedError
 from rollbackd.ports import Clock, Described, MigrationEnvironment, Store
 from rollbackd.workflow.guarded import Guarded
@@ -107,6 +108,50 @@ class Planner:
             )
             self._ready = (key, plan)
             return plan
+
+    async def rehearse(self, to: str, *, kept_scripts: str = "", depth: Depth | None = None) -> Rehearsed:
+        """Rehearse the way down anew, to this depth or as deep as the configuration says.
+
+        Raises:
+            RefusedError: when there is no such way, or nothing to rehearse it on.
+        """
+        if not self._guarded.can_rehearse:
+            raise RefusedError(
+                f"{self._guarded.name} has nothing to rehearse on: set 'scratch.url', or allow the guarded server with"
+                " 'scratch.same_server = true'; and 'rehearsal.depth' must not be none"
+            )
+        async with self._turn:
+            graph, _, heads, kept = await self._graph(kept_scripts)
+            path = graph.path_down(heads, graph.resolve(to, heads))
+            way = Way(
+                revisions=path.revisions,
+                from_heads=path.from_heads,
+                to_heads=path.to_heads,
+                kept_scripts=kept,
+            )
+            fingerprint = (await self._guarded.database.schema()).fingerprint()
+            return await rehearse(self._guarded, way, fingerprint, depth)
+
+    async def verify_pending(self) -> tuple[Verified, ...]:
+        """Put every revision that the scripts have and the database lacks on a copy, take it off, and put it on again."""
+        async with self._turn:
+            graph, _, heads, kept = await self._graph("")
+            pending = graph.order_up(heads) if all(head in graph for head in heads) else ()
+            if not pending or not self._guarded.can_rehearse:
+                return ()
+            rehearsals = self._guarded.rehearsals
+            settings = self._guarded.settings.rehearsal
+            small = (
+                settings.depth in ("auto", "full") and await rehearsals.size_bytes() <= settings.full_up_to
+            )
+            depth = Depth.FULL if small or settings.depth == "full" else Depth.SAMPLE
+            titles = {revision: graph[revision].title for revision in pending}
+            read = await self._guarded.worker.read(pending)
+            fingerprint = (await self._guarded.database.schema()).fingerprint()
+            reads = tuple(read[revision] for revision in pending)
+            return await rehearsals.verify(
+                reads, titles, depth=depth, fingerprint=fingerprint, heads=heads, kept_scripts=kept
+            )
 
     async def _find(
         self,

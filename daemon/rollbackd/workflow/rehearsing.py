@@ -20,11 +20,15 @@ class Rehearsed(msgspec.Struct, frozen=True):
     risks: Risks
 
 
-async def rehearse(guarded: Guarded, way: Way, fingerprint: str) -> Rehearsed:
+async def rehearse(
+    guarded: Guarded, way: Way, fingerprint: str, wanted_depth: Depth | None = None
+) -> Rehearsed:
     """Rehearse it, and count on the guarded database what it would cost. Never raises for what can't be rehearsed."""
     if not guarded.can_rehearse:
         return Rehearsed(None, Risks())
     settings, rehearsals = guarded.settings.rehearsal, guarded.rehearsals
+    if wanted_depth is not None:
+        settings = msgspec.structs.replace(settings, depth=wanted_depth.value)
     if settings.depth == "auto":
         try:
             depth = Depth.FULL if await rehearsals.size_bytes() <= settings.full_up_to else Depth.SCHEMA
@@ -119,3 +123,17 @@ def _breaks(rule: NewRule, table: TableName) -> str:
 
 def _unknown(way: Way, depth: Depth, why: str) -> Rehearsal:
     return Rehearsal(depth=depth, from_heads=way.from_heads, to_heads=way.to_heads, unknown=why)
+
+
+def describe_rehearsal(found: Rehearsed) -> dict[str, object]:
+    """A rehearsal for people and machines: everything but the whole schema that it led to."""
+    rehearsal = found.rehearsal
+    if rehearsal is None:
+        return {"passed": False, "unknown": "nothing to rehearse on"}
+    document: dict[str, object] = msgspec.to_builtins(rehearsal)
+    document.pop("expected")
+    document["passed"] = rehearsal.passed
+    document["difference"] = rehearsal.difference.lines()
+    document["at_risk"] = [risk.text() for risk in found.risks.at_risk if risk.rows]
+    document["obstacles"] = [obstacle.text() for obstacle in found.risks.obstacles if obstacle.rows]
+    return document

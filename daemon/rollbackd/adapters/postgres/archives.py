@@ -408,12 +408,6 @@ async def _drop(connection: asyncpg.Connection, entry: ArchiveEntry) -> None:
 
 async def _drop_when_empty(connection: asyncpg.Connection) -> None:
     """Nothing of ours stays in a database that keeps nothing."""
-    if await connection.fetchval(
-        f"SELECT NOT EXISTS (SELECT 1 FROM {ENTRIES.sql()}) AND NOT EXISTS (SELECT 1 FROM pg_class c"
-        " WHERE c.relnamespace = to_regnamespace($1) AND c.relkind NOT IN ('i', 'S', 't') AND c.relname <> $2)"
-        " AND NOT EXISTS (SELECT 1 FROM pg_proc p WHERE p.pronamespace = to_regnamespace($1))",
-        SCHEMA,
-        ENTRIES.name,
-    ):
-        await connection.execute(f"DROP TABLE {ENTRIES.sql()}")
-        await connection.execute(f"DROP SCHEMA {SCHEMA}")
+    if await connection.fetchval(archiving.nothing_is_kept()):
+        for statement in archiving.TEAR_DOWN:
+            await connection.execute(statement)

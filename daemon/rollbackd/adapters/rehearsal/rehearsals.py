@@ -12,13 +12,18 @@ from rollbackd.adapters.backup.scratch import mark
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.rehearsal.copies import Copies
+from rollbackd.adapters.rehearsal.verifying import Verifier, verify_on
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
 from rollbackd.core.observing import archive_items, rehearsed_revisions
+from rollbackd.core.reading import ReadRevision
 from rollbackd.core.rehearsal import Depth, Rehearsal, Way
 from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
+from rollbackd.core.verification import Verified
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import RestoredCopy
 from rollbackd.settings import Target
+
+MADE_UP_ROWS = 3
 
 
 class TargetRehearsals:
@@ -66,6 +71,28 @@ class TargetRehearsals:
             except RollbackdError as error:
                 found = _unknown(Depth.FULL, way, str(error))
         return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3), rows=-1)
+
+    async def verify(
+        self,
+        reads: tuple[ReadRevision, ...],
+        titles: Mapping[str, str],
+        *,
+        depth: Depth,
+        fingerprint: str,
+        heads: tuple[str, ...],
+        kept_scripts: str = "",
+    ) -> tuple[Verified, ...]:
+        """Put these revisions on a copy, take each off and put it on again."""
+        timeout_s = self._target.rehearsal.timeout
+        async with (
+            self._turn,
+            self._copies.copy(depth, fingerprint, heads, timeout_s, {}) as (place, _, _),
+        ):
+            worker = self._worker_at(place, kept_scripts)
+            verifier = Verifier(self._target, worker, place, dict(titles), made_up_rows=MADE_UP_ROWS)
+            await verifier.make_up_rows()
+            verified, _ = await verify_on(verifier, list(reads))
+        return tuple(verified)
 
     async def prepare(self, fingerprint: str, heads: tuple[str, ...], kept_scripts: str = "") -> None:
         """Have the schema's copy and a loaded child waiting, so that the next rehearsal is quick."""

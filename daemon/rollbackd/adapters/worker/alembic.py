@@ -201,6 +201,7 @@ class AlembicWorker:
                     from_heads=list(way.from_heads),
                     to_heads=list(way.to_heads),
                     archive=msgspec.to_builtins(way.archive),
+                    observe=way.observe,
                     lock_timeout_s=self._settings.lock_timeout,
                     statement_timeout_s=self._settings.statement_timeout,
                 )

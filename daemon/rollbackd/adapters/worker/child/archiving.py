@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS {ARCHIVE_SCHEMA}.entries (
     restored_at timestamptz
 )""",
 )
+TEAR_DOWN = (f"DROP TABLE {ARCHIVE_SCHEMA}.entries", f"DROP SCHEMA {ARCHIVE_SCHEMA}")
 # What the text of a value depends on, and how it is fixed. Names are never looked up where somebody could put his own.
 TEXT_SETTINGS = {
     "search_path": "pg_catalog, pg_temp",
@@ -64,7 +65,7 @@ class Archiving:
         self._run = run
         self._items = items
         self._kept: dict[str, list[_Kept]] = {}
-        self._made_schema = False
+        self._may_vanish = False
 
     def before(self, revision: str, locks: bool) -> None:
         """Keep what can be copied, and set triggers for what its statements will remove or change.
@@ -89,7 +90,7 @@ class Archiving:
     def after(self, revision: str) -> list[dict[str, Any]]:
         """End what `before` began; what was kept, in the order in which it was kept."""
         kept = self._kept.pop(revision, [])
-        if not kept and not self._made_schema:
+        if not kept and not self._may_vanish:
             return []
         with self._settled(local=self._in_transaction()):
             for one in kept:
@@ -100,12 +101,10 @@ class Archiving:
                 elif one.item["kind"] == "narrowed":
                     self._compare(one)
                     self._settle(one)
-            if self._made_schema and not self._value(
-                f"SELECT EXISTS (SELECT 1 FROM {ARCHIVE_SCHEMA}.entries)"
-            ):
-                self._run_sql(f"DROP TABLE {ARCHIVE_SCHEMA}.entries")
-                self._run_sql(f"DROP SCHEMA {ARCHIVE_SCHEMA}")
-                self._made_schema = False
+            if self._may_vanish and self._value(nothing_is_kept()):
+                for statement in TEAR_DOWN:
+                    self._run_sql(statement)
+                self._may_vanish = False
         return [one.report() for one in kept if one.rows]
 
     # -- looking --------------------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ class Archiving:
         made.rows = int(self._value(f"SELECT count(*) FROM {archived(archive)}"))
         if not made.rows and item["kind"] != "narrowed":
             self._run_sql(f"DROP TABLE {archived(archive)}")
-            self._made_schema = True
+            self._may_vanish = True
             return None
         made.entry = int(self._value(insert_entry(self._run, item, table, archive, made.rows)))
         return made
@@ -259,8 +258,8 @@ class Archiving:
     def _set_up(self, table: Item) -> None:
         if self._value(f"SELECT to_regclass('{ARCHIVE_SCHEMA}.entries') IS NOT NULL"):
             return
-        self._made_schema = bool(self._value(f"SELECT to_regnamespace('{ARCHIVE_SCHEMA}') IS NULL"))
-        may = self._made_schema and self._value(may_give(table))
+        self._may_vanish = bool(self._value(f"SELECT to_regnamespace('{ARCHIVE_SCHEMA}') IS NULL"))
+        may = self._may_vanish and self._value(may_give(table))
         for statement in SETUP:
             self._run_sql(statement)
         if may:
@@ -667,6 +666,16 @@ def merge_log(item: Item, table: Item, archive: str) -> Iterator[str]:
 
 
 # -- the catalog --------------------------------------------------------------------------------------------------------
+
+
+def nothing_is_kept() -> str:
+    """Whether nothing is left in the archive's schema but the empty list of what is there."""
+    return (
+        f"SELECT NOT EXISTS (SELECT 1 FROM {ARCHIVE_SCHEMA}.entries) AND NOT EXISTS (SELECT 1 FROM pg_class c"
+        f" WHERE c.relnamespace = '{ARCHIVE_SCHEMA}'::regnamespace AND c.relkind NOT IN ('i', 'S', 't')"
+        f" AND c.relname <> 'entries')"
+        f" AND NOT EXISTS (SELECT 1 FROM pg_proc p WHERE p.pronamespace = '{ARCHIVE_SCHEMA}'::regnamespace)"
+    )
 
 
 def may_give(table: Item) -> str:

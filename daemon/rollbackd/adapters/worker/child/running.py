@@ -119,6 +119,7 @@ class Worker(Scripts):
         from_heads: list[str],
         to_heads: list[str],
         archive: list[dict[str, Any]],
+        observe: bool,
         lock_timeout_s: float,
         statement_timeout_s: float,
     ) -> Answer:
@@ -142,10 +143,14 @@ class Worker(Scripts):
             set_all(connection, session_settings("rehearsal", lock_timeout_s, statement_timeout_s))
 
         def first_met(connection: Connection, options: dict[str, Any]) -> None:
-            if not observers:
+            if observe and not observers:
                 observers.append(Observer(connection))
 
         def around(context: MigrationContext, revision: str, original: Callable[..., Any]) -> Any:
+            def plainly(**options: Any) -> None:
+                running.append(revision)
+                original(**options)
+
             def observed(**options: Any) -> None:
                 assert context.connection is not None, "a migration runs on a connection"
                 table.update(name=context.version_table, schema=context.version_table_schema or "")
@@ -163,7 +168,7 @@ class Worker(Scripts):
                 if archiving is not None:
                     kept.extend(archiving.after(revision))
 
-            return observed
+            return observed if observe else plainly
 
         try:
             self._migrate(
@@ -183,7 +188,7 @@ class Worker(Scripts):
                 "revision": running[-1],
                 "reason": redact(message),
                 "sqlstate": sqlstate(error),
-                "statement": redact(observers[0].statement),
+                "statement": redact(observers[0].statement) if observers else "",
             }
         except (AsksQuestion, TouchesTheWorld, SystemExit) as error:
             if not running:
@@ -192,7 +197,7 @@ class Worker(Scripts):
                 "revision": running[-1],
                 "reason": describe_error(error)[1],
                 "sqlstate": "",
-                "statement": observers[0].statement,
+                "statement": redact(observers[0].statement) if observers else "",
             }
         return {
             "first": observers[0].first if observers else {},
@@ -286,7 +291,7 @@ class Worker(Scripts):
                 if first_met is not None:
                     first_met(connection, options)
 
-        self._run_env(steps, met, destination=",".join(to_heads))
+        self._run_env(steps, met, destination=",".join(to_heads), mutates=direction == "up")
         if not ran:
             raise Refused("env.py never called context.run_migrations(), so nothing was migrated")
 
@@ -295,6 +300,7 @@ class Worker(Scripts):
         steps: Callable[..., Iterable[Any]],
         guard: Callable[[Connection, dict[str, Any]], None],
         destination: str = "",
+        mutates: bool = False,
     ) -> None:
         from alembic.runtime.environment import EnvironmentContext
 
@@ -306,7 +312,7 @@ class Worker(Scripts):
             as_sql=False,
             destination_rev=destination,
             tag=None,
-            dont_mutate=True,
+            dont_mutate=not mutates,
         )
         original = environment.configure
 

@@ -255,6 +255,8 @@ class Scripts:
             "calls": literal_calls(reachable),
             "statements": [],
             "failed": "",
+            "path": os.path.relpath(revision.path, os.path.dirname(self.ini)),
+            "line": downgrade.lineno if downgrade is not None else 1,
         }
         if body == "written" and asks_for_mode(reachable):
             answer["failed"] = "it does something else when it is only rendered (is_offline_mode, as_sql)"
