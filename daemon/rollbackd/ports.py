@@ -304,6 +304,9 @@ class Archives(Protocol):
         self, run: str, items: tuple[ArchiveItem, ...], on_progress: ProgressSink
     ) -> tuple[ArchiveItem, ...]: ...
     async def discard(self, run: str) -> None: ...
+    async def adopt(self, run: str, copy: RestoredCopy) -> int:
+        """Take over the archives of a copy as those of `run`; returns the rows."""
+
     async def finish(self, run: str) -> None: ...
     async def restore(self, run: str, *, dry_run: bool) -> RestoreReport: ...
     async def restore_script(self, run: str) -> str: ...
@@ -331,6 +334,16 @@ class Rehearsals(Protocol):
 
     async def rehearse_on(self, copy: RestoredCopy, way: Way) -> Rehearsal:
         """Run it on a copy that somebody else has just restored: proof and rehearsal in one act."""
+
+    async def replay(self, copy: RestoredCopy, way: Way) -> Rehearsal:
+        """Run an upgrade again on a restored backup, and keep in the copy's archive all that it takes away.
+
+        Raises:
+            RollbackdError: when it can't be run again.
+        """
+
+    async def taken(self, copy: RestoredCopy) -> dict[str, int]:
+        """Rows and values that a replay kept in the copy's archive, by table: deleted, dropped, or overwritten."""
 
     async def verify(
         self,

@@ -183,6 +183,7 @@ class Policy(Section, frozen=True, kw_only=True):
         "stop_writes",
     )
     checksums: tuple[str, ...] = ()
+    restore_lost: Literal["", "automatic", "ask"] = ""
     unsafe_migrations: Literal["go", "warn", "stop"] = "warn"
     freeze: tuple[FreezeWindow, ...] = ()
 
@@ -276,6 +277,11 @@ class Target(Section, frozen=True, kw_only=True):
     def incident_required(self) -> bool:
         """Whether a run needs an incident record."""
         return self.is_production if self.policy.incident_required is None else self.policy.incident_required
+
+    @property
+    def brings_back(self) -> bool:
+        """Whether rows that a migration took away go back into their tables by themselves, or wait for a person."""
+        return not self.is_production if not self.policy.restore_lost else self.policy.restore_lost == "automatic"
 
     @property
     def backs_up(self) -> bool:

@@ -1,6 +1,7 @@
 """Archive instead of delete, and bring it back: on a real server, through the child's own code and the daemon's."""
 
 import asyncio
+import itertools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from rollbackd.core.archives import ArchiveItem, ArchiveKind
 from rollbackd.core.restoring import ALREADY_THERE, TEXT_SETTINGS, RestoreReport, is_constant
 from rollbackd.core.schema import TableName
 from rollbackd.demo.postgres import EmbeddedPostgres
-from rollbackd.errors import RefusedError, TransientError
+from rollbackd.errors import PermanentError, RefusedError, TransientError
+from rollbackd.ports import Progress
 
 RUN = "run-0001"
 
@@ -642,6 +644,21 @@ async def test_triggers_that_are_switched_off_for_the_application_still_keep_row
     assert [k["rows"] for k in kept] == [1]
 
 
+def test_triggers_that_are_switched_off_by_the_migration_itself_undo_the_step(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    with pytest.raises(Refused, match="switches the triggers of"):
+        it.archive(
+            [item("rows", "t", key=("id",))],
+            "ALTER TABLE t DISABLE TRIGGER USER",
+            "DELETE FROM t",
+            "ALTER TABLE t ENABLE TRIGGER USER",
+        )
+    assert it.rows("t") == ["(1)"]
+    assert not it.schema_is_there()
+
+
 async def test_rows_of_partitions_are_kept_wherever_they_are_emptied(shelf: Callable[..., Shelf]) -> None:
     it = shelf(
         "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)",
@@ -1035,6 +1052,10 @@ def test_a_default_is_constant_only_when_no_function_has_a_say(default: str, con
 # -- ahead, discarded, pruned -------------------------------------------------------------------------------------------
 
 
+async def nobody(progress: Progress) -> None:
+    """Nobody looks."""
+
+
 async def test_what_is_copied_ahead_is_merged_with_what_was_written_since(
     shelf: Callable[..., Shelf],
 ) -> None:
@@ -1051,7 +1072,11 @@ async def test_what_is_copied_ahead_is_merged_with_what_was_written_since(
         item("table", "nokey"),
         item("rows", "t", key=("a", "b")),
     )
-    seen: list[int] = []
+    seen: list[Progress] = []
+
+    async def note(progress: Progress) -> None:
+        seen.append(progress)
+
     stop = asyncio.Event()
 
     def write() -> None:
@@ -1065,12 +1090,13 @@ async def test_what_is_copied_ahead_is_merged_with_what_was_written_since(
                 connection.execute(f"UPDATE t SET b = 'moved' WHERE a = {(number * 3) % 50_000}")
 
     writer = asyncio.create_task(asyncio.to_thread(write))
-    copied = await it.archives.copy_ahead(RUN, wanted, lambda _, rows: seen.append(rows))
+    copied = await it.archives.copy_ahead(RUN, wanted, note)
     await asyncio.sleep(0.3)
     stop.set()
     await writer
     assert [i.copied for i in copied] == [True, True, True, False, False]
     assert len(seen) > 6
+    assert all(before.done <= after.done <= after.total for before, after in itertools.pairwise(seen))
     it.sql("UPDATE t SET v = NULL WHERE a = 5")
     before = it.rows("t")
     values = it.sql("SELECT count(*) FROM t WHERE v IS NOT NULL")[0][0]
@@ -1091,6 +1117,51 @@ async def test_what_is_copied_ahead_is_merged_with_what_was_written_since(
     assert it.rows("t") == before
 
 
+async def test_what_a_member_of_the_owner_copied_ahead_is_carried_on_by_the_owner(
+    shelf: Callable[..., Shelf],
+) -> None:
+    """Two roles without other rights: rollbackd's, and the one that env.py migrates as."""
+    it = shelf()
+    owner, daemon, application = it.stage.role(), it.stage.role(), it.stage.role()
+    it.sql(
+        f"GRANT {owner.name} TO {daemon.name}",
+        f"GRANT CREATE ON DATABASE {it.database} TO {daemon.name}",
+        f"CREATE SCHEMA app AUTHORIZATION {owner.name}",
+        "CREATE TABLE app.t (id int PRIMARY KEY, v text)",
+        "INSERT INTO app.t VALUES (1, 'a'), (2, 'b')",
+        f"ALTER TABLE app.t OWNER TO {owner.name}",
+        f"GRANT USAGE ON SCHEMA app TO {application.name}",
+        f"GRANT ALL ON app.t TO {application.name}",
+    )
+    archives = PostgresArchives(it.stage.target(it.database, daemon))
+    wanted = (item("table", "t", key=("id",), schema="app"), item("rows", "t", key=("id",), schema="app"))
+    copied = await archives.copy_ahead(RUN, wanted, nobody)
+    # The application has no rights in the archive's schema, and its writes are logged nevertheless.
+    url = it.stage.server.url(it.database, user=application.name, password=application.password)
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE app.t SET v = 'c' WHERE id = 2")
+    url = it.stage.server.url(it.database, driver="psycopg", user=owner.name, password=owner.password)
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as migrating:
+        work = Archiving(migrating, RUN, [msgspec.to_builtins(i) for i in copied])
+        work.before("r1", True)
+        migrating.exec_driver_sql("DELETE FROM app.t WHERE id = 1")
+        migrating.exec_driver_sql("DROP TABLE app.t")
+        assert [kept["rows"] for kept in work.after("r1")] == [2, 1]
+        migrating.commit()
+    await archives.finish(RUN)
+    await archives.discard(RUN)
+    it.sql("CREATE TABLE app.t (id int PRIMARY KEY, v text)", f"ALTER TABLE app.t OWNER TO {owner.name}")
+    assert (await archives.restore(RUN, dry_run=False)).restored == 2
+    assert it.rows("app.t") == ["(1,a)", "(2,c)"]
+    assert len(await archives.prune(datetime.now(UTC) + timedelta(days=1))) == 2
+    assert not it.schema_is_there()
+    with pytest.raises(PermanentError, match="may not work on the archives"):
+        await PostgresArchives(it.stage.target(it.database, application)).copy_ahead(
+            RUN, (item("table", "t", key=("id",), schema="app"),), nobody
+        )
+
+
 async def test_a_table_that_was_emptied_since_it_was_copied_ahead_is_kept_as_it_is_now(
     shelf: Callable[..., Shelf],
 ) -> None:
@@ -1102,7 +1173,7 @@ async def test_a_table_that_was_emptied_since_it_was_copied_ahead_is_kept_as_it_
         "INSERT INTO by_mood VALUES ('sad', 1), ('it''s ok', 2)",
     )
     copied = await it.archives.copy_ahead(
-        RUN, (item("table", "t", key=("id",)), item("table", "by_mood", key=("m",))), lambda *_: None
+        RUN, (item("table", "t", key=("id",)), item("table", "by_mood", key=("m",))), nobody
     )
     assert all(i.copied for i in copied)
     it.sql("TRUNCATE t", "INSERT INTO t VALUES (77, NULL)", "UPDATE by_mood SET v = 3 WHERE m = 'sad'")
@@ -1117,7 +1188,7 @@ async def test_a_table_that_was_emptied_since_it_was_copied_ahead_is_kept_as_it_
 
 async def test_a_copy_that_was_discarded_is_refused_and_leaves_no_trace(shelf: Callable[..., Shelf]) -> None:
     it = shelf("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
-    copied = await it.archives.copy_ahead(RUN, (item("table", "t", key=("id",)),), lambda *_: None)
+    copied = await it.archives.copy_ahead(RUN, (item("table", "t", key=("id",)),), nobody)
     assert it.traces()
     await it.archives.discard(RUN)
     await it.archives.discard(RUN)
@@ -1161,7 +1232,7 @@ async def test_a_copy_ahead_waits_only_shortly_for_its_lock(shelf: Callable[...,
     with psycopg.connect(it.stage.server.url(it.database)) as other:
         other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(TransientError, match="try again"):
-            await it.archives.copy_ahead(RUN, (item("table", "t", key=("id",)),), lambda *_: None)
+            await it.archives.copy_ahead(RUN, (item("table", "t", key=("id",)),), nobody)
     assert not it.schema_is_there()
 
 

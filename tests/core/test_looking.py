@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollbackd.core.checks import Finding, Outcome, worst
-from rollbackd.core.schema import Schema, SchemaDifference, compare_schemas
+from rollbackd.core.schema import Schema, SchemaDifference, TableName, compare_schemas
 from rollbackd.core.standing import Standing, where_it_stands
 
 OBJECTS = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=6)
@@ -35,6 +35,29 @@ def test_the_fingerprint_is_the_same_exactly_when_nothing_differs(
 def test_the_fingerprint_heeds_no_order() -> None:
     objects = {"table a": "1", "table b": "2"}
     assert Schema(objects).fingerprint() == Schema(dict(reversed(objects.items()))).fingerprint()
+
+
+def test_without_owners_a_schema_equals_its_copy_on_another_server() -> None:
+    objects = {"table public.t": "1", "comment on table public.t": "hi"}
+    owned = {"owner of table public.t": "ann", "grants on table public.t": "bob=r/ann"}
+    assert Schema(objects | owned).without_owners() == Schema(objects)
+    assert compare_schemas(Schema(objects), Schema(objects | owned)).added == (
+        "grants on table public.t",
+        "owner of table public.t",
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "sql"),
+    [
+        (TableName("public", "orders"), "public.orders", '"public"."orders"'),
+        (TableName("public", "Orders"), 'public."Orders"', '"public"."Orders"'),
+        # A dot, a quote and a space in a name can't end it.
+        (TableName("a.b", 'c"d e'), '"a.b"."c""d e"', '"a.b"."c""d e"'),
+    ],
+)
+def test_a_table_is_named_for_people_and_for_statements(table: TableName, text: str, sql: str) -> None:
+    assert (table.text(), table.sql()) == (text, sql)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from rollbackd.core.reading import (
     irreversible,
     read_effects,
 )
+from rollbackd.core.statements import read_using
 
 K = EffectKind
 
@@ -243,6 +244,29 @@ def test_where_statements_cannot_be_rendered_the_calls_in_the_source_are_read_an
         Effect(revision="r1", kind=K.DROP_COLUMN, table="b", column="c"),
         Effect(revision="r1", kind=K.UNREAD, detail="AttributeError: no rows"),
     )
+
+
+@pytest.mark.parametrize(
+    ("statement", "using"),
+    [
+        ("ALTER TABLE t ALTER COLUMN c TYPE bigint USING c * 2", "c * 2"),
+        ("ALTER TABLE t ALTER c TYPE bigint USING c * 2", "c * 2"),
+        ('ALTER TABLE ONLY s."t" ALTER "c" SET DATA TYPE int USING c::int', "CAST(c AS INT)"),
+        ("ALTER TABLE T ALTER C TYPE int USING length(C)", "LENGTH(C)"),
+        # Among other actions, and of another column, table or statement.
+        ("ALTER TABLE t ADD COLUMN x int, ALTER c TYPE int USING 1, ALTER d TYPE int USING 2", "1"),
+        ("ALTER TABLE t ALTER d TYPE int USING 2", ""),
+        ('ALTER TABLE "T" ALTER c TYPE int USING 2', ""),
+        ("ALTER TABLE u ALTER c TYPE int USING 2; ALTER TABLE t ALTER c TYPE int USING 3", "3"),
+        # None, and none that can be read.
+        ("ALTER TABLE t ALTER c TYPE int", ""),
+        ("DELETE FROM t USING u WHERE t.c = u.c", ""),
+        ("DO $$ using $$", ""),
+        ("ALTER TABLE t ALTER c TYPE int USING ((", ""),
+    ],
+)
+def test_the_expression_of_a_change_of_type_is_read(statement: str, using: str) -> None:
+    assert read_using(statement, "t", "c") == using
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from typing import Any
 import alembic.command
 import alembic.config
 import asyncpg
-from tests.adapters.conftest import Role, Stage
 from tests.corpus.case import Case, Revision
 from tests.corpus.environments import ENVIRONMENTS, Environment
 from tests.corpus.rows import Contents, Snapshot, lost_between, read_contents, snapshot
+from tests.corpus.stage import Role, Stage
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.core.schema import Schema, TableName
@@ -155,7 +155,7 @@ class BuiltCase:
     def target(self, **sections: Any) -> Target:
         """The target as rollbackd is configured for it, whose worker runs in this interpreter."""
         migrations = Migrations(python=(sys.executable,), **self.settings())
-        return self.stage.target(self.database, self.role, migrations=migrations, **sections)
+        return self.stage.target(self.database, self.role, migrations, **sections)
 
     def lost(self, before: Contents) -> dict[str, int]:
         """What was there `before` and isn't now."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.adapters.conftest import Stage
 from tests.corpus.build import BuiltCase, build
 from tests.corpus.case import Case
+from tests.corpus.stage import Stage
 
 from rollbackd.demo.postgres import EmbeddedPostgres
 

@@ -14,8 +14,8 @@ class Environment:
     """What the ini file says as sqlalchemy.url."""
     files: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    own_process: bool = True
-    """Whether plain Alembic is best run in a child process: it loads modules by name, or wants a command line."""
+    own_process: bool = False
+    """Whether plain Alembic needs a process of its own here: for modules loaded by name, a folder, or a command line."""
 
 
 PLAIN = """\
@@ -110,31 +110,26 @@ NOWHERE = "postgresql+psycopg://nobody@nowhere.invalid/nothing"
 ENVIRONMENTS = {
     # The generic template. Nothing commits after `begin_transaction()` is through, so a revision that commits by itself
     # takes the stamp along.
-    "plain": Environment(env_py=PLAIN, own_process=False),
-    "no_commit": Environment(env_py=PLAIN, own_process=False),
-    "own_begin": Environment(
-        env_py=PLAIN.replace("connectable.connect()", "connectable.begin()"), own_process=False
-    ),
+    "plain": Environment(env_py=PLAIN),
+    "no_commit": Environment(env_py=PLAIN),
+    "own_begin": Environment(env_py=PLAIN.replace("connectable.connect()", "connectable.begin()")),
     "per_migration": Environment(
-        env_py=PLAIN.replace("target_metadata=None", "transaction_per_migration=True"), own_process=False
+        env_py=PLAIN.replace("target_metadata=None", "transaction_per_migration=True")
     ),
-    "autocommit": Environment(
-        env_py=PLAIN.replace("NullPool\n", 'NullPool, isolation_level="AUTOCOMMIT"\n'), own_process=False
-    ),
+    "autocommit": Environment(env_py=PLAIN.replace("NullPool\n", 'NullPool, isolation_level="AUTOCOMMIT"\n')),
     "version_table": Environment(
         env_py=PLAIN.replace("target_metadata=None", 'version_table="moves", version_table_schema="meta"'),
         settings={"version_table": "moves", "version_table_schema": "meta"},
-        own_process=False,
     ),
     "search_path": Environment(
         env_py=PLAIN.replace("NullPool\n", 'NullPool, connect_args={"options": "-c search_path=shop"}\n'),
         settings={"version_table_schema": "shop"},
-        own_process=False,
     ),
     "async": Environment(env_py=ASYNC, settings={"driver": "asyncpg"}),
-    "tenants": Environment(env_py=TENANTS, settings={"version_table_schema": "tenant_a"}, own_process=False),
-    "option": Environment(env_py=PLAIN, address=NOWHERE, settings={"url": "option"}, own_process=False),
+    "tenants": Environment(env_py=TENANTS, settings={"version_table_schema": "tenant_a"}),
+    "option": Environment(env_py=PLAIN, address=NOWHERE, settings={"url": "option"}),
     "settings": Environment(
+        own_process=True,
         address=NOWHERE,
         env_py=BY_ENGINE.format(
             imports="from shop.settings import DATABASE_URL\n",
@@ -186,6 +181,7 @@ ENVIRONMENTS = {
     ),
     # Asks a program for the address, as one asks a vault.
     "subprocess": Environment(
+        own_process=True,
         address=NOWHERE,
         env_py=BY_ENGINE.format(
             imports="import subprocess\nimport sys\n",
@@ -195,6 +191,7 @@ ENVIRONMENTS = {
         files={"address.py": 'print("@URL@")\n'},
     ),
     "x_argument": Environment(
+        own_process=True,
         address="postgresql+psycopg://@USER@:@PASSWORD@@@HOST@:@PORT@/nowhere",
         env_py=BY_ENGINE.format(
             imports="",

@@ -1,5 +1,7 @@
 """What the corpus says is true: each case is built and taken back by plain Alembic, and the database is looked at."""
 
+import json
+
 import psycopg
 import pytest
 from tests.corpus.build import BuiltCase
@@ -53,9 +55,13 @@ def test_plain_alembic_ends_where_the_case_says(case: Case, build_case: BuildCas
         if verdict == "will_fail" and not said.claims_success:
             assert expect.why[revision].lower() in said.text.lower()
     lost = lost_between(before, after, expect.moved, built.recast)
-    values_in_lost_tables = {n: v for n, v in expect.lost.items() if n.rpartition(".")[0] in expect.lost}
+    # Values that one revision drops before another drops their table are said on their own.
+    for name in expect.lost.keys() - lost.keys():
+        table, _, column = name.rpartition(".")
+        if table in lost:
+            lost[name] = sum(json.loads(row)[column] is not None for row in before.rows[table])
     if expect.outcome != "neither":
-        assert {**lost, **values_in_lost_tables} == dict(expect.lost)
+        assert lost == dict(expect.lost)
     if expect.outcome != "to":
         return
     assert said.claims_success

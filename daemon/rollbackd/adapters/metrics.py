@@ -10,8 +10,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rollbackd import __version__
 from rollbackd.core.evidence import Quality
-from rollbackd.core.plan import STEP_KINDS
+from rollbackd.core.plan import STEP_KINDS, WAYS
 from rollbackd.core.run import FINISHED, RunState, StepPhase
+from rollbackd.core.verdicts import Verdict
 from rollbackd.settings import Target
 
 DELIVERY_OUTCOMES = ("accepted", "duplicate", "ignored")
@@ -24,6 +25,14 @@ DEPLOYMENT_OUTCOMES = (
     "kept", "rolled_back", "rollback_failed", "rollback_denied", "rollback_expired", "abandoned", "superseded",
     "investigate", "fix_forward",
 )  # fmt: skip
+# The price of going back; -1 where nobody knows.
+WAY_BACK = {
+    "duration_seconds": "How long going back would take, as rehearsed (-1: unknown).",
+    "lock_seconds": "How long its locks would keep others out (-1: unknown).",
+    "rows_lost": "Rows and values that would be gone for good.",
+    "rows_only_new": "Rows and values that only the new schema has a place for.",
+    "growth_per_minute": "How many more of these there are a minute.",
+}
 TRIGGERS = ("automatic", "manual")
 SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 
@@ -96,6 +105,23 @@ class Metrics:
             "rollbackd_backup_last_proof_level", "Proof level of the newest proved backup.", ("target", "environment"),
             registry=self.registry,
         )  # fmt: skip
+        self._price = {
+            name: Gauge(f"rollbackd_way_back_{name}", text, ("target", "environment"), registry=self.registry)
+            for name, text in WAY_BACK.items()
+        }
+        self._way = Gauge(
+            "rollbackd_way_back", "The way back that is ready (1) while a deployment is watched.",
+            ("target", "environment", "way"), registry=self.registry,
+        )  # fmt: skip
+        self._verdict = Gauge(
+            "rollbackd_way_back_verdict", "What the way back that is ready will do (1).",
+            ("target", "environment", "verdict"), registry=self.registry,
+        )  # fmt: skip
+        self._restored = make(
+            "rollbackd_rows_restored",
+            "Rows and values that were brought back out of archives.",
+            ("target", "environment"),
+        )
         self.queue = Gauge(
             "rollbackd_store_queue_length", "Records that wait to be committed.", registry=self.registry
         )
@@ -129,7 +155,13 @@ class Metrics:
             for kind in STEP_KINDS:
                 self._failures.labels(target, environment, kind)
                 self._steps.labels(target, environment, kind)
+            self._restored.labels(target, environment)
+            for way in WAYS:
+                self._way.labels(target, environment, way)
+            for verdict in Verdict:
+                self._verdict.labels(target, environment, verdict)
             for metric in (
+                *self._price.values(),
                 self._durations,
                 self._waits,
                 self._watched,
@@ -175,6 +207,8 @@ class Metrics:
         """Set which targets have a watched deployment."""
         for target, environment in self._environment.items():
             self._watched.labels(target, environment).set(target in targets)
+            if target not in targets:
+                self._set_price(target, environment, {})
 
     def set_backup(self, target: str, taken_at_s: float, size_bytes: int, level: int) -> None:
         """Set the newest proved backup of a target."""
@@ -184,9 +218,31 @@ class Metrics:
             self._backup_size.labels(target, environment).set(size_bytes)
             self._backup_level.labels(target, environment).set(level)
 
+    def _set_price(self, target: str, environment: str, fields: Mapping[str, object]) -> None:
+        """The price of going back; without fields there is nothing to go back from."""
+        for name, gauge in self._price.items():
+            amount = fields.get(name.removesuffix("_seconds").removesuffix("_per_minute"), 0.0)
+            gauge.labels(target, environment).set(amount if isinstance(amount, (int, float)) else 0.0)
+        for way in WAYS:
+            self._way.labels(target, environment, way).set(way == fields.get("way_back"))
+        for verdict in Verdict:
+            self._verdict.labels(target, environment, verdict).set(verdict == fields.get("verdict"))
+
+    def _priced(self, fields: dict[str, object]) -> None:
+        named = {**fields, "duration": fields["total_s"], "lock": fields["lock_s"]}
+        self._set_price(*self._of(fields), named)
+
+    def _bring_back(self, fields: dict[str, object]) -> None:
+        labels, amount = self._of(fields), fields["restored"]
+        if isinstance(amount, int) and amount:
+            self._restored.labels(*labels).inc(amount)
+            key = "\x1f".join((self._restored._name, *labels))
+            self._unsaved[key] = self._unsaved.get(key, 0.0) + amount
+
     def _counters(self) -> tuple[Counter, ...]:
         return (
             self._deliveries, self._refusals, self._measurements, self._deployments, self._decisions, self._runs, self._failures,
+            self._restored,
         )  # fmt: skip
 
     def _count(self, counter: Counter, *labels: str) -> None:
@@ -238,4 +294,6 @@ class Metrics:
         "run_ended": _run,
         "step_recorded": _step,
         "approval_given": _approval,
+        "way_back_priced": _priced,
+        "data_restored": _bring_back,
     }

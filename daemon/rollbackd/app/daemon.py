@@ -15,6 +15,7 @@ import structlog
 from rollbackd import __version__
 from rollbackd.adapters.metrics import Metrics
 from rollbackd.adapters.store.sqlite import SqliteStore
+from rollbackd.adapters.worker.alembic import prune_kept
 from rollbackd.app.composition import Parts, compose, socket_path, store_directory
 from rollbackd.app.configuration import load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
@@ -24,11 +25,14 @@ from rollbackd.intake.deliveries import Deliveries
 from rollbackd.intake.server import HttpServer
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.happenings import Happenings, Listener
-from rollbackd.workflow.retention import prune_backups
+from rollbackd.workflow.retention import prune_archives, prune_backups
 
 KEEP_HOUSE_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
 DOCUMENT_AT_ONCE = 4
+# Scripts of releases that are kept: of each target's newest deployments, and as many more altogether.
+KEPT_RELEASES = 10
+MOST_KEPT_SCRIPTS = 200
 log = structlog.get_logger()
 
 
@@ -200,4 +204,13 @@ async def _prune(parts: Parts) -> None:
         now - timedelta(seconds=settings.keep_deliveries), now - timedelta(seconds=settings.keep_measurements)
     )
     removed = await prune_backups(parts.store, parts.guarded)
-    log.info("pruned", backups=len(removed), **pruned)
+    dropped = await prune_archives(parts.store, parts.clock, parts.guarded)
+    in_use = {run.plan.scripts_sha256 for run in await parts.store.unfinished_runs()}
+    in_use |= {d.scripts_sha256 for d in await parts.store.watched_deployments()}
+    for name in parts.guarded:
+        in_use |= {d.scripts_sha256 for d in await parts.store.deployments(name, KEPT_RELEASES)}
+    scripts = await asyncio.to_thread(
+        prune_kept, store_directory(parts.configuration) / "scripts", in_use, MOST_KEPT_SCRIPTS
+    )
+    archives = sum(len(gone) for gone in dropped.values())
+    log.info("pruned", backups=len(removed), archives=archives, scripts=len(scripts), **pruned)

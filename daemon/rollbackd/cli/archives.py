@@ -22,14 +22,19 @@ PRUNE_TIMEOUT_S = 600.0
     "--dry-run", is_flag=True, help="Do it in a transaction that is rolled back, and say what it would do."
 )
 @click.option("--sql", is_flag=True, help="Print the statements alone (implies --dry-run).")
+@click.option(
+    "--lost", is_flag=True, help="What the migration itself had taken away, as the run recovered it."
+)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @json_option
 @click.pass_obj
 @asynchronous
-async def restore(config: Path, run: str, dry_run: bool, sql: bool, yes: bool, as_json: bool) -> int:
+async def restore(
+    config: Path, run: str, dry_run: bool, sql: bool, lost: bool, yes: bool, as_json: bool
+) -> int:
     """Bring back what a run archived, once the fixed migration is in. Overwrites nothing newer; may be repeated."""
     if sql or dry_run or not yes:
-        found = await _restore(config, run, dry_run=True)
+        found = await _restore(config, run, dry_run=True, lost=lost)
         if sql:
             click.echo("\n".join(f"{statement.rstrip(';')};" for statement in found["statements"]))
             return 0
@@ -43,7 +48,7 @@ async def restore(config: Path, run: str, dry_run: bool, sql: bool, yes: bool, a
             click.echo("nothing is left to bring back")
             return 0
         click.confirm(f"Bring back {found['restored']:,} rows and values?", abort=True)
-    found = await _restore(config, run, dry_run=False)
+    found = await _restore(config, run, dry_run=False, lost=lost)
     if as_json:
         show_json(found)
     else:
@@ -51,16 +56,16 @@ async def restore(config: Path, run: str, dry_run: bool, sql: bool, yes: bool, a
     return 0
 
 
-async def _restore(config: Path, run: str, *, dry_run: bool) -> dict[str, Any]:
+async def _restore(config: Path, run: str, *, dry_run: bool, lost: bool) -> dict[str, Any]:
     client = await running_daemon(config)
     if client is not None:
         path = f"/api/v1/runs/{run}/restore"
         found: dict[str, Any] = await client.ask(
-            "POST", path, {"dry_run": dry_run}, timeout_s=RESTORE_TIMEOUT_S
+            "POST", path, {"dry_run": dry_run, "lost": lost}, timeout_s=RESTORE_TIMEOUT_S
         )
         return found
     async with working(config) as parts:
-        return describe_restore(await parts.operations.restore(run, me(), dry_run=dry_run))
+        return describe_restore(await parts.operations.restore(run, me(), dry_run=dry_run, lost=lost))
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ async def status(config: Path, target: str | None, as_json: bool) -> None:
                     "heads": list(document.heads) if document else None,
                     "documented_at": document.taken_at.isoformat() if document else None,
                     "watching": msgspec.to_builtins(deployment) if deployment else None,
+                    "price_text": deployment.price.text() if deployment and deployment.price else "",
                     "paused": msgspec.to_builtins(pause) if pause else None,
                     "run": describe_run(runs[0]) if runs else None,
                     "steps": steps,
@@ -78,6 +79,8 @@ async def status(config: Path, target: str | None, as_json: bool) -> None:
         if one["watching"]:
             since = age(one["watching"]["started_at"])
             out.print(f"  watching {safe(one['watching']['version'] or one['watching']['id'])}, for {since}")
+            if one["price_text"]:
+                out.print(f"  {safe(one['price_text'])}")
         run = one["run"]
         if run and run["state"] in ("running", "awaiting_approval", "held", "planned"):
             out.print("  ", end="")

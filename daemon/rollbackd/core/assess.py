@@ -29,6 +29,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     `schema_changed` compares the catalog now with the documented one at `heads_before`, None where either is missing.
     `heads_expected` is where the release wanted to go, empty where nobody said.
     `names_firing_elsewhere` are signals that fire for services where nothing was deployed.
+    `taken_by_migration` are the rows and values that the migration takes away when it is run again on the backup from before
+    it, by table; None while nobody knows.
     """
 
     started_at: datetime
@@ -46,6 +48,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     names_firing_elsewhere: frozenset[str] = frozenset()
     probes: dict[str, ProbeState] = {}
     probes_failing_before: frozenset[str] = frozenset()
+    taken_by_migration: dict[str, int] | None = None
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,13 +73,14 @@ def assess(evidence: Evidence, now: datetime) -> Assessment:
     if slow:
         is_critical = any(s.severity is Severity.CRITICAL for s in slow)
         performance = Performance.CRITICAL if is_critical else Performance.DEGRADED
+    data, data_reason = _data(losses, evidence.taken_by_migration)
     watch, watch_reason = _watch(evidence, now)
     facts = Facts(
         migration=migration,
         errors=Errors.FIRING if errors else Errors.NONE,
         performance=performance,
         bug=Bug.REPORTED if bugs else Bug.NONE,
-        data=Data.LOSS_REPORTED if losses else Data.INTACT,
+        data=data,
         application=application,
         watch=watch,
     )
@@ -85,7 +89,7 @@ def assess(evidence: Evidence, now: datetime) -> Assessment:
         "errors": _named(errors, "no error signal began after the deploy"),
         "performance": _named(slow, "no performance signal began after the deploy"),
         "bug": _named(bugs, "nobody reported a bug in the migration"),
-        "data": _named(losses, "nobody reported lost rows"),
+        "data": data_reason,
         "application": application_reason,
         "watch": watch_reason,
     }
@@ -192,6 +196,25 @@ def _application(
         return Application.UNKNOWN, "no probe that could tell", set_aside
     unsettled = sorted(f"{n} {s}" for n, s in counted.items() if s is not ProbeState.HEALTHY)
     return Application.UNKNOWN, f"not settled: {', '.join(unsettled)}", set_aside
+
+
+def _data(losses: list[Signal], taken: dict[str, int] | None) -> tuple[Data, str]:
+    """A report alone is no loss: it becomes one where the migration itself takes rows away."""
+    if not losses:
+        return Data.INTACT, "nobody reported lost rows"
+    named = _named(losses, "")
+    if taken is None:
+        return Data.LOSS_REPORTED, f"{named}; what the migration takes away isn't known"
+    if not any(taken.values()):
+        return (
+            Data.LOSS_NOT_BY_MIGRATION,
+            f"{named}; the migration, run again on the backup from before it, takes nothing away",
+        )
+    tables = ", ".join(f"{rows:,} of {table}" for table, rows in sorted(taken.items()) if rows)
+    return (
+        Data.LOSS_CONFIRMED,
+        f"{named}; the migration, run again on the backup from before it, takes away {tables}",
+    )
 
 
 def _watch(evidence: Evidence, now: datetime) -> tuple[Watch, str]:

@@ -171,9 +171,11 @@ def _faults(row: Row, source: str) -> list[str]:
         ]
     if row.hold and row.action is not Action.INVESTIGATE:
         problems.append(f'{source}: row {row.name!r}: hold goes with action = "investigate" alone')
-    if row.action is Action.ROLL_BACK_AND_RESTORE:
+    if row.action is Action.ROLL_BACK_AND_RESTORE and any(
+        condition.get("data") != "loss_confirmed" for condition in row.alternatives()
+    ):
         problems.append(
-            f"{source}: row {row.name!r}: roll_back_and_restore needs archives that can be restored, which this version"
-            " doesn't make; use roll_back or investigate"
+            f"{source}: row {row.name!r}: roll_back_and_restore brings back what the migration took away, so it goes with"
+            ' data = "loss_confirmed" alone'
         )
     return problems

@@ -108,6 +108,19 @@ class ValidateDatabase(StepBase, frozen=True, tag="validate_database"):
     to_heads: tuple[str, ...]
 
 
+class RecoverLost(StepBase, frozen=True, tag="recover_lost"):
+    """Run the migration again on the backup from before it, and take what it takes away into the target's archive."""
+
+    backup: str
+    revisions: tuple[str, ...]
+    from_heads: tuple[str, ...]
+    to_heads: tuple[str, ...]
+
+
+class BringBack(StepBase, frozen=True, tag="bring_back"):
+    """Bring what was recovered back into its tables, and overwrite nothing newer."""
+
+
 class StartApplication(StepBase, frozen=True, tag="start_application"):
     """Put the old release back."""
 
@@ -137,11 +150,13 @@ Step = (
     ValidateBefore
     | BackUp
     | ProveBackup
+    | RecoverLost
     | CopyAhead
     | StopApplication
     | Drain
     | Downgrade
     | ValidateDatabase
+    | BringBack
     | StartApplication
     | ValidateApplication
     | Confirm
@@ -152,11 +167,13 @@ STEP_KINDS = (
     "validate_before",
     "back_up",
     "prove_backup",
+    "recover_lost",
     "copy_ahead",
     "stop_application",
     "drain",
     "downgrade",
     "validate_database",
+    "bring_back",
     "start_application",
     "validate_application",
     "confirm",
@@ -603,6 +620,21 @@ def _steps_leaving_schema(path: Path, means: Means, times: PlanTimes, release_to
     return steps
 
 
+def with_recovery(plan: Plan, recovery: RecoverLost, *, brings_back: bool, times: PlanTimes) -> Plan:
+    """The plan that also recovers what the migration took away; with `brings_back` it puts it into its tables as well."""
+    steps: list[Step] = []
+    recovered = False
+    for step in plan.steps:
+        if not recovered and not isinstance(step, (ValidateBefore, BackUp, ProveBackup)):
+            # Before anything is stopped: it takes as long as a restore does.
+            steps.append(recovery)
+            recovered = True
+        steps.append(step)
+        if isinstance(step, ValidateDatabase) and brings_back:
+            steps.append(BringBack(timeout_s=times.backup_s, attempts=2, past_return=True))
+    return msgspec.structs.replace(plan, steps=tuple(steps))
+
+
 def plan_redeploy(
     target: str,
     heads: tuple[str, ...],
@@ -800,6 +832,10 @@ def step_text(step: Step) -> str:
             return f"prove the backup to L{step.level}{also}"
         case StopApplication():
             return f"stop {step.version or 'the application'}"
+        case RecoverLost():
+            return f"recover what the migration took away, from {step.backup}"
+        case BringBack():
+            return "bring back what the migration took away"
         case CopyAhead():
             tables = ", ".join(sorted({item.table.text() for item in step.items}))
             return f"copy {tables} into the archive ahead of the lock"

@@ -159,7 +159,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     """One rehearsal. With `failure` it stopped there; with `unknown` it couldn't be made, and why.
 
     `expected` is the schema that it led to, with owners and grants where the copy had them (`keeps_owners`). `archive` is
-    what has to be kept before each revision, as what went and changed was seen.
+    what has to be kept before each revision, as what went and changed was seen; `kept` is what was, where the way said so.
     """
 
     depth: Depth
@@ -175,6 +175,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
     keeps_owners: bool = False
     archive: tuple[ArchiveItem, ...] = ()
+    kept: tuple[dict[str, object], ...] = ()
 
     @property
     def passed(self) -> bool:

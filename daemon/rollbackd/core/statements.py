@@ -226,7 +226,7 @@ def read_using(statement: str, table: str, column: str) -> str:
         if (
             not isinstance(tree, exp.Alter)
             or not isinstance(tree.this, exp.Table)
-            or _name(tree.this) != table
+            or _name(tree.this.this) != table
         ):
             continue
         for action in tree.args.get("actions") or []:

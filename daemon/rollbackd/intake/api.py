@@ -79,9 +79,10 @@ class ResumeAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class RestoreAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /api/v1/runs/{id}/restore."""
+    """POST /api/v1/runs/{id}/restore; `lost` is what the migration itself had taken away."""
 
     dry_run: bool = False
+    lost: bool = False
 
 
 class PauseAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -354,7 +355,9 @@ class Api:
     async def restore(self, request: web.Request, caller: Caller) -> Any:
         """Bring back what a run archived."""
         asked = await _body(request, RestoreAsked)
-        report = await self._operations.restore(request.match_info["id"], caller.name, dry_run=asked.dry_run)
+        report = await self._operations.restore(
+            request.match_info["id"], caller.name, dry_run=asked.dry_run, lost=asked.lost
+        )
         return describe_restore(report)
 
     async def archives(self, request: web.Request, caller: Caller) -> Any:
@@ -388,6 +391,7 @@ def _require_local(caller: Caller) -> None:
 def describe_deployment(deployment: Deployment) -> dict[str, Any]:
     """A deployment for people and machines."""
     found: dict[str, Any] = msgspec.to_builtins(deployment)
+    found["price_text"] = deployment.price.text() if deployment.price is not None else ""
     return found
 
 

@@ -10,7 +10,7 @@ from rollbackd.core.decision import Decision, decide, is_ripe
 from rollbackd.core.facts import Watch
 from rollbackd.core.gates import Gate, GateFinding, GateState, verdict
 from rollbackd.core.matrix import DOWNGRADING, Action, Matrix, Row
-from rollbackd.core.plan import Plan, WayBack
+from rollbackd.core.plan import Plan, WayBack, with_recovery
 from rollbackd.core.records import Deployment, Run, StoredDecision
 from rollbackd.core.run import FINISHED, UNFINISHED, RunState
 from rollbackd.errors import RollbackdError
@@ -21,6 +21,7 @@ from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.recovering import recovery_of
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, OURSELVES, Runs
 
 ENDED_BY_RUN = {
@@ -157,12 +158,20 @@ class Deciding:
             return await planner.redeploy(
                 release_from=deployment.version, release_to=deployment.previous_version
             )
-        return await planner.downgrade(
+        restores = decision.action is Action.ROLL_BACK_AND_RESTORE
+        plan = await planner.downgrade(
             evidence.heads_before or (),
             release_from=deployment.version,
             release_to=deployment.previous_version,
             kept_scripts=deployment.scripts_sha256,
-            wants_downgrade=False,
+            wants_downgrade=restores,
+        )
+        if not restores:
+            return plan
+        graph, _, heads = await planner.graph(deployment.scripts_sha256)
+        recovery = await recovery_of(guarded, self._store, deployment, graph, heads)
+        return with_recovery(
+            plan, recovery, brings_back=guarded.settings.brings_back, times=guarded.plan_times()
         )
 
     async def _say(

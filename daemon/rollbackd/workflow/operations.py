@@ -23,10 +23,11 @@ from rollbackd.workflow import permitting
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.recovering import GATE_BACKUP, lost_label
 from rollbackd.workflow.rehearsing import Rehearsed
 from rollbackd.workflow.retention import prune_archives, prune_backups
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, Runs
-from rollbackd.workflow.steps import GATE_BACKUP, backup_evidence
+from rollbackd.workflow.steps import backup_evidence
 
 EVERYTHING = "*"
 ROLLED_BACK = "rolled_back"
@@ -163,8 +164,11 @@ class Operations:
             self._happenings.tell("automation_unpaused", target=target, who=who)
         return lifted
 
-    async def restore(self, run_id: str, actor: str, *, dry_run: bool) -> RestoreReport:
-        """Bring back what a run archived; with `dry_run` only say what that would do."""
+    async def restore(self, run_id: str, actor: str, *, dry_run: bool, lost: bool = False) -> RestoreReport:
+        """Bring back what a run archived; with `lost`, what the migration itself had taken away and the run recovered.
+
+        With `dry_run` only say what that would do.
+        """
         run = await self._store.run(run_id)
         if run is None:
             raise NotFoundError(f"there is no run {run_id}; 'rollbackd history' lists them")
@@ -175,7 +179,8 @@ class Operations:
             raise TransientError(
                 f"a session migrates {run.target} right now: bring the data back when it is done"
             )
-        report = await guarded.archives.restore(run_id, dry_run=dry_run)
+        label = lost_label(run_id) if lost else run_id
+        report = await guarded.archives.restore(label, dry_run=dry_run)
         if not dry_run:
             self._happenings.tell(
                 "data_restored",

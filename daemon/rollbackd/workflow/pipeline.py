@@ -38,6 +38,8 @@ BEGINNINGS = frozenset(
 )
 # Asking for these a second time would ask for something new.
 NEVER_TWICE = frozenset({EventKind.ROLLBACK_REQUESTED, EventKind.INCIDENT_OPENED})
+# The label by which a CD system names the digest of the image that it deploys.
+IMAGE_LABEL = "image"
 log = structlog.get_logger()
 
 
@@ -241,6 +243,7 @@ class Pipeline:
             started_at=started,
             heads_expected=(event.to_revision,) if event.to_revision else (),
             url=event.url,
+            image=event.labels.get(IMAGE_LABEL, ""),
         )
         await self._store.save_deployment(deployment)
         self._happenings.tell(

@@ -23,7 +23,7 @@ from rollbackd.core.run import RunState, StepPhase
 from rollbackd.errors import NotFoundError, RollbackdError
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
-from rollbackd.workflow.steps import GATE_BACKUP
+from rollbackd.workflow.recovering import GATE_BACKUP, lost_label
 
 LOG_LINES = 500
 NOBODY_STOPPED = "nothing had to be stopped"
@@ -110,6 +110,7 @@ class Reporting:
             return (), "", ""
         try:
             entries = await guarded.archives.entries(run.id)
+            entries += await guarded.archives.entries(lost_label(run.id))
             script = await guarded.archives.restore_script(run.id) if entries else ""
         except RollbackdError as error:
             return (), "", str(error)

@@ -40,7 +40,8 @@ async def prune_archives(
     busy = {run.target for run in await store.unfinished_runs()}
     dropped: dict[str, tuple[ArchiveEntry, ...]] = {}
     for name, one in guarded.items():
-        if name in busy:
+        # A target without a run has no archive, and needn't be asked.
+        if name in busy or not await store.runs(name, 1):
             continue
         before = clock.now() - timedelta(seconds=one.settings.archive.keep)
         try:

@@ -18,11 +18,13 @@ from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_pr
 from rollbackd.core.plan import (
     AwaitPerson,
     BackUp,
+    BringBack,
     Confirm,
     CopyAhead,
     Downgrade,
     Drain,
     ProveBackup,
+    RecoverLost,
     StartApplication,
     Step,
     StopApplication,
@@ -39,9 +41,9 @@ from rollbackd.errors import HeldError, PermanentError, RefusedError, TransientE
 from rollbackd.ports import Clock, LogSink, ProgressSink, RestoredCopy, Store
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.recovering import lost_label, recover
 
 ROLLBACK_BACKUP = "rollback"
-GATE_BACKUP = "gate"
 # Marks the findings of checks that are made again after the downgrade.
 BEFORE = "before:"
 Evidence = dict[str, object]
@@ -87,6 +89,11 @@ async def observe(step: Step, context: StepContext) -> Observed:
             return _seen(await context.guarded.application.runs(step.version))
         case Drain():
             return await _observe_drained(step, context)
+        case RecoverLost():
+            return _seen(bool(await context.guarded.archives.entries(lost_label(context.run.id))))
+        case BringBack():
+            entries = await context.guarded.archives.entries(lost_label(context.run.id))
+            return _seen(all(entry.restored_at is not None for entry in entries))
         case Downgrade():
             return await _observe_downgrade(step, context)
         case AwaitPerson():
@@ -112,6 +119,10 @@ async def perform(step: Step, context: StepContext) -> Evidence:
         case StopApplication():
             await context.guarded.application.stop()
             return {"stopped": step.version}
+        case RecoverLost():
+            return await _recover_lost(step, context)
+        case BringBack():
+            return await _bring_back(context)
         case CopyAhead():
             return await _copy_ahead(step, context)
         case Drain():
@@ -271,12 +282,11 @@ async def _prove(step: ProveBackup, context: StepContext) -> Evidence:
 
     async def rehearse(copy: RestoredCopy) -> None:
         plan = context.run.plan
-        live = (await context.guarded.worker.describe()).scripts_sha256 == plan.scripts_sha256
         way = Way(
             revisions=tuple(revision.id for revision in plan.revisions),
             from_heads=plan.from_heads,
             to_heads=plan.to_heads,
-            kept_scripts="" if live else plan.scripts_sha256,
+            kept_scripts=await _kept_scripts(context),
             archive=plan.archive,
         )
         rehearsed.append(await context.guarded.rehearsals.rehearse_on(copy, way))
@@ -332,6 +342,35 @@ async def _backup_of(context: StepContext) -> BackupRecord | None:
 
 
 # -- before the downgrade ---------------------------------------------------------------------------------------------------
+
+
+async def _recover_lost(step: RecoverLost, context: StepContext) -> Evidence:
+    await _load_planned_scripts(context)
+    kept = await _kept_scripts(context)
+    taken = await recover(
+        context.guarded, context.store, step, kept_scripts=kept, label=lost_label(context.run.id)
+    )
+    if not any(taken.values()):
+        raise RefusedError(
+            "the migration, run again on the backup from before it, takes nothing away: there is nothing to bring back"
+        )
+    return {"taken_by_migration": taken}
+
+
+async def _bring_back(context: StepContext) -> Evidence:
+    report = await context.guarded.archives.restore(lost_label(context.run.id), dry_run=False)
+    return {
+        "restored": report.restored,
+        "left": sum(entry.left for entry in report.entries),
+        "entries": [entry.text() for entry in report.entries],
+    }
+
+
+async def _kept_scripts(context: StepContext) -> str:
+    """Which scripts a rehearsal has to read to run the planned ones; empty for the live ones."""
+    planned = context.run.plan.scripts_sha256
+    live = (await context.guarded.worker.describe()).scripts_sha256 == planned
+    return "" if live else planned
 
 
 async def _copy_ahead(step: CopyAhead, context: StepContext) -> Evidence:

@@ -9,7 +9,8 @@ import msgspec
 import structlog
 
 from rollbackd.core.assess import Evidence
-from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_probe
+from rollbackd.core.events import Category
+from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, Signal, judge_probe
 from rollbackd.core.price import price_of
 from rollbackd.core.records import Deployment, StateDocument
 from rollbackd.core.schema import SchemaDifference
@@ -21,6 +22,7 @@ from rollbackd.workflow.documenting import document_state, schema_difference
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.recovering import taken_by_migration
 
 LOOK_EVERY_S = 1.0
 STALE_INTERVALS = 4
@@ -61,6 +63,9 @@ class Watch:
         self._planned_for: tuple[str, ...] | None = None
         self._price_due = 0.0
         self._readying: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
+        self._taken_at: tuple[str, ...] | None = None
+        self._taken: dict[str, int] | None = None
         self.prepared = asyncio.Event()
 
     @property
@@ -77,9 +82,11 @@ class Watch:
         try:
             await self._run()
         finally:
-            if self._readying is not None:
-                self._readying.cancel()
-                await asyncio.wait({self._readying})
+            begun = {task for task in (self._readying, self._recovering) if task is not None}
+            for task in begun:
+                task.cancel()
+            if begun:
+                await asyncio.wait(begun)
 
     async def _run(self) -> None:
         while not self.prepared.is_set():
@@ -227,7 +234,32 @@ class Watch:
             names_firing_elsewhere=await self._firing_where_nothing_was_deployed(),
             probes=self._probe_states(deployment),
             probes_failing_before=self._probes_failing_before(deployment),
+            taken_by_migration=self._taken_by_migration(deployment, signals, heads_now),
         )
+
+    def _taken_by_migration(
+        self, deployment: Deployment, signals: list[Signal], heads_now: tuple[str, ...] | None
+    ) -> dict[str, int] | None:
+        """What the migration takes away; found out once somebody misses rows, in a task of its own. None until then."""
+        missed = any(s.category is Category.DATA_LOSS and s.fires(self._clock.now()) for s in signals)
+        if not missed or not heads_now or set(heads_now) == set(deployment.heads_before or ()):
+            return None
+        if self._taken_at != heads_now:
+            self._taken_at, self._taken = heads_now, None
+            if self._recovering is not None:
+                self._recovering.cancel()
+            self._recovering = asyncio.create_task(self._find_taken(deployment, heads_now))
+        return self._taken
+
+    async def _find_taken(self, deployment: Deployment, heads_now: tuple[str, ...]) -> None:
+        try:
+            graph, _, _ = await self._planner.graph(deployment.scripts_sha256)
+            self._taken = await taken_by_migration(self._guarded, self._store, deployment, graph, heads_now)
+        except RollbackdError as error:
+            log.warning("loss_not_measured", deployment=self._id, target=self.target, error=str(error))
+        except Exception:
+            log.error("loss_measuring_faulted", deployment=self._id, target=self.target, exc_info=True)
+        self.nudge()
 
     async def _unknown_heads(self, heads: tuple[str, ...], deployment: Deployment) -> tuple[str, ...]:
         graph, _, _ = await self._planner.graph(deployment.scripts_sha256)

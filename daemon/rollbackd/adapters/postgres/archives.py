@@ -1,6 +1,6 @@
 """The archives in a guarded database: copying ahead of a downgrade, finishing after it, bringing back, pruning."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -34,13 +34,13 @@ from rollbackd.core.restoring import (
 )
 from rollbackd.core.schema import TableName, quoted
 from rollbackd.errors import PermanentError, RefusedError, TransientError
+from rollbackd.ports import Progress, ProgressSink
 from rollbackd.settings import Target
 
 # Short, as whoever waits for a lock on a table makes everybody else wait behind it.
 LOCK_TIMEOUT = "3s"
 BATCH_ROWS = 20_000
 
-Progress = Callable[[ArchiveItem, int], None]
 Catalog = dict[str, Any]
 
 
@@ -103,30 +103,38 @@ class PostgresArchives:
         return restore_script(run, entries, plan)
 
     async def copy_ahead(
-        self, run: str, items: tuple[ArchiveItem, ...], on_progress: Progress
+        self, run: str, items: tuple[ArchiveItem, ...], on_progress: ProgressSink
     ) -> tuple[ArchiveItem, ...]:
         """Copy before the downgrade, without a lock that blocks, and log what is written from then on.
 
         What has no key, and rows that only a statement will choose, can't be copied ahead and come back unchanged.
-        `on_progress` is told the rows that are copied of an item.
+        `on_progress` is told the rows that are copied; their total is the server's estimate.
         """
         async with self._connected() as connection:
             tables = {item.table: await self._table(connection, item.table) for item in items}
-            above = {(i.kind, i.column, t["oid"]) for i in items if (t := tables[i.table]) is not None}
-            done: list[ArchiveItem] = []
-            for item in items:
-                table = tables[item.table]
-                if (
-                    table is None
-                    or not item.key
-                    or item.kind is ArchiveKind.ROWS
-                    or any((item.kind, item.column, oid) in above for oid in table["above"])
-                ):
-                    done.append(item)
-                    continue
-                await self._copy(connection, run, item, table, on_progress)
-                done.append(msgspec.structs.replace(item, copied=True))
-            return tuple(done)
+            known = {(i.kind, i.column, t["oid"]) for i in items if (t := tables[i.table]) is not None}
+            # A partition is copied with the table above it.
+            ahead = {
+                item: table
+                for item in items
+                if (table := tables[item.table]) is not None
+                and item.key
+                and item.kind is not ArchiveKind.ROWS
+                and not any((item.kind, item.column, oid) in known for oid in table["above"])
+            }
+            total = await connection.fetchval(
+                "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0) FROM unnest($1::bigint[]) o(oid)"
+                " CROSS JOIN pg_partition_tree(o.oid::regclass) p JOIN pg_class c ON c.oid = p.relid AND p.isleaf",
+                [table["oid"] for table in ahead.values()],
+            )
+            copied = 0
+            for item, table in ahead.items():
+                async for rows in self._copy(connection, run, item, table):
+                    copied += rows
+                    await on_progress(Progress(done=copied, total=max(float(total), copied), unit="rows"))
+            return tuple(
+                msgspec.structs.replace(item, copied=True) if item in ahead else item for item in items
+            )
 
     async def discard(self, run: str) -> None:
         """Drop what was begun for a run that came to nothing, its triggers first; what it did keep stays."""
@@ -225,13 +233,9 @@ class PostgresArchives:
         return None if found is None else dict(msgspec.json.decode(found))
 
     async def _copy(
-        self,
-        connection: asyncpg.Connection,
-        run: str,
-        item: ArchiveItem,
-        table: Catalog,
-        on_progress: Progress,
-    ) -> None:
+        self, connection: asyncpg.Connection, run: str, item: ArchiveItem, table: Catalog
+    ) -> AsyncIterator[int]:
+        """Log changes from now on, then copy; gives the rows of each batch."""
         plain = dict(msgspec.to_builtins(item))
         archive = archiving.archive_name(run, plain)
         log = archiving.log_name(archive)
@@ -246,10 +250,8 @@ class PostgresArchives:
             for statement in archiving.watch_changes(plain, table, archive, run):
                 await connection.execute(statement)
             await _give(connection, run, table, archive, log)
-        copied = 0
         async for rows in self._batches(connection, plain, table, archive):
-            copied += rows
-            on_progress(item, copied)
+            yield rows
         # The changes will be looked up by it.
         columns = ", ".join(quoted(name) for name in item.key)
         await connection.execute(f"ALTER TABLE {_archived(archive)} ADD PRIMARY KEY ({columns})")

@@ -8,22 +8,28 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from rollbackd.adapters.backup.scratch import mark
+from rollbackd.adapters.backup.scratch import mark, scratch_database
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.rehearsal.copies import Copies
 from rollbackd.adapters.rehearsal.verifying import Verifier, verify_on
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
+from rollbackd.core.archives import ENTRIES, SCHEMA, ArchiveKind
 from rollbackd.core.observing import archive_items, rehearsed_revisions
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.rehearsal import Depth, Rehearsal, Way
 from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
 from rollbackd.core.verification import Verified
-from rollbackd.errors import RollbackdError
+from rollbackd.errors import PermanentError, RollbackdError
 from rollbackd.ports import RestoredCopy
 from rollbackd.settings import Target
 
 MADE_UP_ROWS = 3
+# Of rows that a statement deleted or changed: those that are gone, or have lost a value.
+_TAKEN_ROWS = (
+    "SELECT count(*) FROM {place} k WHERE k.rollbackd_new IS NULL OR EXISTS (SELECT 1 FROM jsonb_each_text(k.rollbackd_old) o"
+    " WHERE o.value IS NOT NULL AND o.value IS DISTINCT FROM k.rollbackd_new ->> o.key)"
+)
 
 
 class TargetRehearsals:
@@ -71,6 +77,40 @@ class TargetRehearsals:
             except RollbackdError as error:
                 found = _unknown(Depth.FULL, way, str(error))
         return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3), rows=-1)
+
+    async def replay(self, copy: RestoredCopy, way: Way) -> Rehearsal:
+        """Run an upgrade again on a restored backup, and keep in the copy's archive all that it takes away."""
+        assert isinstance(copy, Place), "only our own backups hand over a copy"
+        async with self._turn:
+            # First on a clone, to see what it takes away; then on the copy itself, which keeps that.
+            async with scratch_database(self._target, self._store_id, copy.database) as clone:
+                seen = await self._run(clone, way, Depth.FULL, owners=False)
+            if seen.failure is not None:
+                raise PermanentError(
+                    f"the migration can't be run again on the backup: {seen.failure.revision}: {seen.failure.reason}"
+                )
+            keeping = msgspec.structs.replace(way, archive=seen.archive)
+            return await self._run(copy, keeping, Depth.FULL, owners=False)
+
+    async def taken(self, copy: RestoredCopy) -> dict[str, int]:
+        """What a replay kept, by table; a changed row counts where a value that was there is another one now."""
+        assert isinstance(copy, Place), "only our own backups hand over a copy"
+        found: dict[str, int] = {}
+        connection: asyncpg.Connection = await connect(copy, self._target.database.connect_timeout)
+        try:
+            if await connection.fetchval("SELECT to_regclass($1)", ENTRIES.sql()) is None:
+                return found
+            for kind, schema, name, archive, rows in await connection.fetch(
+                f"SELECT kind, table_schema, table_name, archive, row_count FROM {ENTRIES.sql()}"  # noqa: S608 - ours
+            ):
+                table = TableName(schema, name).text()
+                if kind == ArchiveKind.ROWS:
+                    place = TableName(SCHEMA, archive).sql()
+                    rows = await connection.fetchval(_TAKEN_ROWS.format(place=place))  # noqa: PLW2901
+                found[table] = found.get(table, 0) + int(rows)
+        finally:
+            await connection.close(timeout=5)
+        return found
 
     async def verify(
         self,
@@ -131,6 +171,7 @@ class TargetRehearsals:
             failure=watched.failure,
             keeps_owners=owners,
             archive=archive_items(watched, ran),
+            kept=watched.kept,
         )
 
     def _worker_at(self, place: Place, kept_scripts: str) -> AlembicWorker:

@@ -347,6 +347,18 @@ class AlembicWorker:
         return found
 
 
+def prune_kept(kept: Path, in_use: set[str], most: int) -> list[str]:
+    """Remove the kept scripts beyond the newest `most`, but none of those in use; returns their digests."""
+    if not kept.is_dir():
+        return []
+    folders = [p for p in kept.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    newest = sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)
+    removed = [folder for folder in newest[most:] if folder.name not in in_use]
+    for folder in removed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [folder.name for folder in removed]
+
+
 def keep(kept: Path, digest: str, scripts: Mapping[str, str]) -> None:
     """Write these scripts (name to base64) to the folder named after their digest: all of them, on disk, or none."""
     folder = kept / digest

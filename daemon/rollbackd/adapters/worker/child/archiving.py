@@ -66,6 +66,8 @@ class Archiving:
         self._items = items
         self._kept: dict[str, list[_Kept]] = {}
         self._may_vanish = False
+        # Whether a statement that runs now is ours and not the migration's.
+        self.working = False
 
     def before(self, revision: str, locks: bool) -> None:
         """Keep what can be copied, and set triggers for what its statements will remove or change.
@@ -88,13 +90,21 @@ class Archiving:
                     kept.append(made)
 
     def after(self, revision: str) -> list[dict[str, Any]]:
-        """End what `before` began; what was kept, in the order in which it was kept."""
+        """End what `before` began; what was kept, in the order in which it was kept.
+
+        Raises:
+            Refused: when rows may have been changed unseen; the step has to be undone, where it can be.
+        """
         kept = self._kept.pop(revision, [])
         if not kept and not self._may_vanish:
             return []
+        switched: list[_Kept] = []
         with self._settled(local=self._in_transaction()):
             for one in kept:
                 if one.item["kind"] == "rows":
+                    now = self._triggers(one.archive)
+                    if any(now.get(name, state) != state for name, state in one.triggers.items()):
+                        switched.append(one)
                     self._run_sql(f"DROP FUNCTION IF EXISTS {archived(one.archive)}() CASCADE")
                     one.rows = int(self._value(f"SELECT count(*) FROM {archived(one.archive)}"))
                     self._settle(one)
@@ -105,6 +115,11 @@ class Archiving:
                 for statement in TEAR_DOWN:
                     self._run_sql(statement)
                 self._may_vanish = False
+        if switched:
+            raise Refused(
+                f"revision {revision} switches the triggers of {_text(switched[0].item)} off and on, so that rows which it"
+                " changes in between can't be kept: use SET LOCAL session_replication_role = replica instead"
+            )
         return [one.report() for one in kept if one.rows]
 
     # -- looking --------------------------------------------------------------------------------------------------------
@@ -189,6 +204,7 @@ class Archiving:
             session = 0 if locks else int(self._value("SELECT pg_backend_pid()"))
             for statement in watch_rows(table, archive, self._run, session):
                 self._run_sql(statement)
+            made.triggers = self._triggers(archive)
         else:
             made.rows = self._copied_rows(
                 archive, f"CREATE TABLE {archived(archive)} AS {copy_query(item, table)}"
@@ -268,6 +284,15 @@ class Archiving:
             self._run_sql(f"ALTER TABLE {ARCHIVE_SCHEMA}.entries OWNER TO {owner}")
         self._run_sql(f"REVOKE ALL ON {ARCHIVE_SCHEMA}.entries FROM PUBLIC")
 
+    def _triggers(self, archive: str) -> dict[str, str]:
+        """Our triggers by table and name, and whether they are switched on; ALTER TABLE … TRIGGER ALL reaches them too."""
+        found = self._value(
+            "SELECT json_object_agg(g.tgrelid::bigint || ' ' || g.tgname, g.tgenabled::text)::text FROM pg_trigger g"
+            f" JOIN pg_proc p ON p.oid = g.tgfoid WHERE p.pronamespace = '{ARCHIVE_SCHEMA}'::regnamespace"
+            f" AND p.proname = {literal(archive)}"
+        )
+        return dict(json.loads(found or "{}"))
+
     def _ownership(self, table: Item, archive: str) -> Iterator[str]:
         yield f"COMMENT ON TABLE {archived(archive)} IS {literal(mark(self._run))}"
         yield f"REVOKE ALL ON {archived(archive)} FROM PUBLIC"
@@ -321,16 +346,19 @@ class Archiving:
             calls = (f"set_config({literal(n)}, {literal(v)}, {scope})" for n, v in settings.items())
             self._run_sql(f"SELECT {', '.join(calls)}")
 
-        put(TEXT_SETTINGS)
+        self.working = True
         try:
+            put(TEXT_SETTINGS)
             yield
+            put(old)
         except BaseException:
             if not local:
                 # The first error is the one to tell.
                 with suppress(Exception):
                     put(old)
             raise
-        put(old)
+        finally:
+            self.working = False
 
 
 class _Kept:
@@ -342,6 +370,7 @@ class _Kept:
         self.archive = archive
         self.entry = 0
         self.rows = 0
+        self.triggers: dict[str, str] = {}
 
     def report(self) -> dict[str, Any]:
         return {
@@ -518,6 +547,12 @@ def _setting(value: str) -> str:
     return ", ".join(literal(part.strip()) for part in value.split(","))
 
 
+def _field_of(record: str, column: Column) -> str:
+    """PL/pgSQL knows no U&"" in a record's field. The function's body is a literal, in which percent signs are escaped."""
+    escaped = column["name"].replace('"', '""')
+    return f'{record}."{escaped}"'
+
+
 def watch_rows(table: Item, archive: str, run: str, session: int) -> Iterator[str]:
     """Triggers that keep each row which a statement removes or changes; of one session alone where it is named.
 
@@ -528,8 +563,8 @@ def watch_rows(table: Item, archive: str, run: str, session: int) -> Iterator[st
     columns = table["columns"]
     names = ", ".join(literal(column["name"]) for column in columns)
     numbers = ", ".join(str(column["number"]) for column in columns)
-    old = ", ".join(text_of(f"OLD.{quoted(column['name'])}") for column in columns)
-    new = ", ".join(text_of(f"NEW.{quoted(column['name'])}") for column in columns)
+    old = ", ".join(text_of(_field_of("OLD", column)) for column in columns)
+    new = ", ".join(text_of(_field_of("NEW", column)) for column in columns)
     target = archived(archive)
     body = f"""\
 DECLARE
@@ -605,7 +640,7 @@ def watch_changes(item: Item, table: Item, archive: str, run: str) -> Iterator[s
     yield f"COMMENT ON TABLE {archived(log)} IS {literal(mark(run))}"
 
     def row(record: str) -> str:
-        values = (f"{record}.{quoted(c['name'])}" for c in columns)
+        values = (_field_of(record, column) for column in columns)
         return ", ".join(text_of(v) if c["as_text"] else v for c, v in zip(columns, values))
 
     body = f"""\
