@@ -296,6 +296,12 @@ class Backups(Protocol):
     def restore_commands(self, backup: BackupRecord) -> list[str]: ...
 
 
+class RestoredCopy(Protocol):
+    """A restored backup in scratch, as the adapter that made it knows it; opaque to everybody else."""
+
+    def text(self) -> str: ...
+
+
 class Archives(Protocol):
     """The archives inside one guarded database: copied ahead, finished, brought back, pruned."""
 
@@ -311,12 +317,6 @@ class Archives(Protocol):
     async def restore(self, run: str, *, dry_run: bool) -> RestoreReport: ...
     async def restore_script(self, run: str) -> str: ...
     async def prune(self, before: datetime) -> tuple[ArchiveEntry, ...]: ...
-
-
-class RestoredCopy(Protocol):
-    """A restored backup in scratch, as the adapter that made it knows it; opaque to everybody else."""
-
-    def text(self) -> str: ...
 
 
 class Rehearsals(Protocol):

@@ -1,28 +1,38 @@
 """Small fakes at the ports: one world of plain values, and for each port a few lines that read or change it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 
+from rollbackd.core.archives import ArchiveEntry, ArchiveItem, ArchiveKind, KeptDefinition
 from rollbackd.core.checks import Finding
 from rollbackd.core.evidence import Measurement, Quality
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.records import BackupRecord, TableCount
+from rollbackd.core.rehearsal import Depth, GoneTable, RanStatement, Rehearsal, RehearsedRevision, Way
+from rollbackd.core.restoring import RestoredEntry, RestoreReport
 from rollbackd.core.revisions import Revision
-from rollbackd.core.schema import Schema
+from rollbackd.core.risks import RiskKind, Risks, RowsAtRisk
+from rollbackd.core.schema import Schema, SchemaDifference, TableName
+from rollbackd.core.verification import Verified
 from rollbackd.ports import (
     DatabaseIdentity,
     Described,
     DowngradeResult,
     LogSink,
     MigrationEnvironment,
+    OnRestored,
     ProgressSink,
+    RestoredCopy,
 )
 from rollbackd.settings import Probe
 
 OLD, NEW = "2026.11.2", "2026.11.3"
+B = TableName("public", "b")
+KEPT = ArchiveItem(revision="b", kind=ArchiveKind.TABLE, table=B, key=("id",))
 
 
 @dataclass
@@ -42,6 +52,19 @@ class World:
     start_fault: Exception | None = None
     backups: list[BackupRecord] = field(default_factory=list)
     backup_fault: Exception | None = None
+    # Rows of the table b, and what is otherwise than a rehearsal that passes: failure, unknown, heads, difference.
+    rows: int = 3
+    shown: dict[str, Any] = field(default_factory=dict)
+    rehearsed: list[tuple[Depth, Way]] = field(default_factory=list)
+    # Sessions of the replaced release; bytes by table; what is archived, by run, and what was brought back.
+    sessions: tuple[str, ...] = ()
+    sizes: dict[TableName, int] = field(default_factory=dict)
+    archived: dict[str, tuple[ArchiveItem, ...]] = field(default_factory=dict)
+    restored: list[str] = field(default_factory=list)
+    archive_fault: Exception | None = None
+    # What trying the pending migrations and replaying the upgrade would find.
+    verified: tuple[Verified, ...] = ()
+    taken: dict[str, int] = field(default_factory=dict)
 
     def upgrade(self) -> None:
         self.heads, self.tables = ("b",), {"a", "b"}
@@ -104,6 +127,19 @@ class FakeDatabase:
     ) -> tuple[Finding, ...]:
         return ()
 
+    async def risks(self, rehearsal: Rehearsal, budget_s: float) -> Risks:
+        lost = RowsAtRisk(revision="b", kind=RiskKind.DROPPED_TABLE, table=B, rows=self.world.rows)
+        return Risks(at_risk=(lost,))
+
+    async def table_sizes(self) -> dict[TableName, int]:
+        return self.world.sizes
+
+    async def keys(self, tables: tuple[TableName, ...]) -> dict[TableName, tuple[str, ...]]:
+        return dict.fromkeys(tables, ("id",))
+
+    async def sessions(self, application: str, before: datetime) -> tuple[str, ...]:
+        return self.world.sessions
+
     async def own_checks(self) -> tuple[Finding, ...]:
         return ()
 
@@ -135,7 +171,7 @@ class FakeWorker:
 
     async def downgrade(
         self, revisions: tuple[str, ...], from_heads: tuple[str, ...], to_heads: tuple[str, ...], *, run: str,
-        identity: DatabaseIdentity, scripts_sha256: str, preserved: Mapping[str, int], timeout_s: float, on_log: LogSink,
+        identity: DatabaseIdentity, scripts_sha256: str, archive: tuple[ArchiveItem, ...], timeout_s: float, on_log: LogSink,
     ) -> DowngradeResult:  # fmt: skip
         self.world.calls.append("downgrade")
         await on_log("-- downgrade b")
@@ -143,7 +179,17 @@ class FakeWorker:
             self.world.mishaps.pop(0)()
         else:
             self.world.downgrade()
+        # In the same transaction: neither without the other.
+        if archive and "b" not in self.world.tables:
+            self.world.archived[run] = archive
         return DowngradeResult(statements=1, marker=True, seconds=0.1)
+
+    async def stamp(
+        self, revisions: tuple[str, ...], from_heads: tuple[str, ...], to_heads: tuple[str, ...], *, run: str,
+        identity: DatabaseIdentity,
+    ) -> None:  # fmt: skip
+        self.world.calls.append("stamp")
+        self.world.heads = to_heads
 
     async def prestart(self) -> None: ...
 
@@ -162,21 +208,24 @@ class FakeBackups:
     clock: FakeClock
 
     async def take(
-        self, run: str, purpose: str, *, tables: tuple[str, ...], timeout_s: float, on_progress: ProgressSink
+        self, run: str, purpose: str, *, timeout_s: float, on_progress: ProgressSink
     ) -> BackupRecord:
         self.world.calls.append(f"take {purpose}")
         if self.world.backup_fault is not None:
             raise self.world.backup_fault
         taken = BackupRecord(
             id=self.clock.new_id("backup"), target="shop", run=run, purpose=purpose, created_at=self.clock.now(),
-            location="/b", level=0, size_bytes=10, heads=self.world.heads, counts=(), tables=tables,
+            location="/b", level=0, size_bytes=10, heads=self.world.heads, counts=(),
         )  # fmt: skip
         self.world.backups.append(taken)
         return taken
 
     async def prove(
-        self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink
-    ) -> BackupRecord:
+        self, backup: BackupRecord, *, level: int, timeout_s: float, on_progress: ProgressSink,
+        on_restored: OnRestored | None = None,
+    ) -> BackupRecord:  # fmt: skip
+        if on_restored is not None:
+            await on_restored(FakeCopy())
         proved = msgspec.structs.replace(backup, level=level)
         self.world.backups = [proved if b.id == backup.id else b for b in self.world.backups]
         return proved
@@ -201,6 +250,106 @@ class FakeBackups:
 
     def restore_commands(self, backup: BackupRecord) -> list[str]:
         return [f"pg_restore {backup.location}"]
+
+
+class FakeCopy:
+    def text(self) -> str:
+        return "a copy"
+
+
+@dataclass
+class FakeRehearsals:
+    """The downgrade of `b` drops the table b, unless the world says that something else was shown."""
+
+    world: World
+
+    async def rehearse(
+        self, way: Way, *, depth: Depth, fingerprint: str, wanted: Mapping[TableName, Sequence[str]] | None = None
+    ) -> Rehearsal:  # fmt: skip
+        self.world.rehearsed.append((depth, way))
+        revision = RehearsedRevision(
+            id="b", seconds=0.1, gone_tables=(GoneTable(table=B, today=B),),
+            statements=tuple(RanStatement(sql=s, seconds=0.1) for s in self.world.statements),
+        )  # fmt: skip
+        usual: dict[str, Any] = {
+            "depth": depth, "from_heads": way.from_heads, "to_heads": way.to_heads, "heads": way.to_heads,
+            "revisions": (revision,), "difference": SchemaDifference(removed=("table b",)),
+            "expected": Schema({"table a": "..."}), "seconds": 0.1, "archive": (KEPT,),
+        }  # fmt: skip
+        return Rehearsal(**(usual | self.world.shown))
+
+    async def rehearse_on(self, copy: RestoredCopy, way: Way) -> Rehearsal:
+        return await self.rehearse(way, depth=Depth.FULL, fingerprint="")
+
+    async def replay(self, copy: RestoredCopy, way: Way) -> Rehearsal:
+        return await self.rehearse(way, depth=Depth.FULL, fingerprint="")
+
+    async def taken(self, copy: RestoredCopy) -> dict[str, int]:
+        return self.world.taken
+
+    async def verify(self, *of: object, **options: object) -> tuple[Verified, ...]:
+        return self.world.verified
+
+    async def prepare(self, fingerprint: str, heads: tuple[str, ...], kept_scripts: str = "") -> None: ...
+
+    async def size_bytes(self) -> int:
+        return 10
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class FakeArchives:
+    world: World
+    clock: FakeClock
+
+    async def entries(self, run: str | None = None) -> tuple[ArchiveEntry, ...]:
+        if self.world.archive_fault is not None:
+            raise self.world.archive_fault
+        return tuple(
+            ArchiveEntry(
+                id=1, run=of, revision=item.revision, kind=item.kind, table=item.table, column=item.column, key=item.key,
+                archive="a1", rows=self.world.rows, definition=KeptDefinition(columns=()), made_at=self.clock.at,
+                restored_at=self.clock.at if of in self.world.restored else None,
+            )
+            for of, items in self.world.archived.items() if run in (None, of) for item in items
+        )  # fmt: skip
+
+    async def copy_ahead(
+        self, run: str, items: tuple[ArchiveItem, ...], on_progress: ProgressSink
+    ) -> tuple[ArchiveItem, ...]:
+        self.world.calls.append("copy ahead")
+        return tuple(msgspec.structs.replace(item, copied=True) for item in items)
+
+    async def discard(self, run: str) -> None:
+        self.world.calls.append("discard")
+
+    async def adopt(self, run: str, copy: RestoredCopy) -> int:
+        self.world.archived[run] = (KEPT,)
+        return self.world.rows
+
+    async def finish(self, run: str) -> None:
+        self.world.calls.append("finish")
+
+    async def restore(self, run: str, *, dry_run: bool) -> RestoreReport:
+        entries = [
+            RestoredEntry(
+                id=e.id, kind=e.kind, table=e.table, column=e.column, archive=e.archive, archived=e.rows, restored=e.rows
+            )
+            for e in await self.entries(run)
+        ]  # fmt: skip
+        if not dry_run:
+            self.world.restored.append(run)
+        return RestoreReport(run=run, dry_run=dry_run, entries=tuple(entries), statements=("INSERT ...",))
+
+    async def restore_script(self, run: str) -> str:
+        return "INSERT INTO b SELECT ...;"
+
+    async def prune(self, before: datetime) -> tuple[ArchiveEntry, ...]:
+        gone = tuple(entry for entry in await self.entries() if entry.made_at < before)
+        for entry in gone:
+            del self.world.archived[entry.run]
+        return gone
 
 
 @dataclass

@@ -14,10 +14,12 @@ from tests.workflow.fakes import (
     OLD,
     FakeAnnouncer,
     FakeApplication,
+    FakeArchives,
     FakeBackups,
     FakeClock,
     FakeDatabase,
     FakeProber,
+    FakeRehearsals,
     FakeWorker,
     World,
 )
@@ -37,6 +39,7 @@ from rollbackd.settings import (
     Migrations,
     Policy,
     Probe,
+    Scratch,
     Target,
 )
 from rollbackd.workflow.deciding import Deciding
@@ -64,7 +67,7 @@ def a_target(
         name=name, service="shop", environment=environment, probes=probes,
         database=Database(url="postgresql://u@h/shop"), migrations=Migrations(directory="/m", python=("python",)),
         backup=Backup(directory="/b", reuse_within=Duration(60)), policy=Policy(**{**values, **policy}),
-        deployment=DeploymentCommands(stop=COMMAND, start=COMMAND),
+        deployment=DeploymentCommands(stop=COMMAND, start=COMMAND), scratch=Scratch(same_server=True),
     )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ class Rig:
         return Guarded(
             settings=target, database_key="db", database=FakeDatabase(world), worker=FakeWorker(world),
             backups=FakeBackups(world, self.clock), application=FakeApplication(world), prober=FakeProber(world),
+            rehearsals=FakeRehearsals(world), archives=FakeArchives(world, self.clock),
         )  # fmt: skip
 
     def wire(self) -> None:
@@ -97,7 +101,7 @@ class Rig:
         path = resource("config", "decision-matrix.toml")
         matrix = load_matrix(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
         store, clock, guarded, happenings = self.store, self.clock, self.guarded, self.happenings
-        planners = {name: Planner(one) for name, one in guarded.items()}
+        planners = {name: Planner(one, store, clock) for name, one in guarded.items()}
         self.engine = Engine(store, clock, guarded, happenings)
         self.runs = Runs(store, clock, self.engine, guarded, self.announcer, happenings)
         self.operations = Operations(store, clock, guarded, planners, self.runs, happenings)

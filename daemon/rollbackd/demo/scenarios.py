@@ -356,6 +356,35 @@ async def nothing_moved(telling: Telling) -> None:
     await _check_application(telling)
 
 
+async def data_loss(telling: Telling) -> None:
+    """The migration deletes rows that it shouldn't have; somebody misses them: back, and the rows brought back."""
+    stage, shop = telling.stage, telling.shop
+    columns, rows = await _before(telling)
+    await _deploy(telling, "2026.11.7")
+    left = (await stage.rows(shop.database, columns))["reviews"]
+    lost = len(rows["reviews"]) - len(left)
+    telling.show("stage", f"the migration deleted {lost:,} of {len(rows['reviews']):,} reviews")
+    await stage.execute(shop.database, "DELETE FROM reviews WHERE id = (SELECT max(id) FROM reviews)")
+    after = (await stage.rows(shop.database, columns))["reviews"]
+    withdrawn = [row for row in left if row not in after]
+    telling.show("stage", "a customer withdraws a review; that is no loss")
+    said = {"category": "data_loss", "severity": "critical", "name": "reviews_missing", "reason": "reviews are gone"}
+    telling.claim(
+        "the report of lost rows is recorded (202)", await stage.send(shop, "signal.firing", **said) == 202
+    )
+    decision = await _decision(telling, "data-loss-by-the-migration")
+    telling.claim(
+        "the migration, run again on the backup, was seen to delete them",
+        f"{lost:,} of public.reviews" in decision["decision"]["reasons"]["data"],
+    )
+    await _run(telling, "succeeded")
+    expected = {**rows, "reviews": [row for row in rows["reviews"] if row not in withdrawn]}
+    await _check_rows(telling, columns, expected)
+    telling.claim("what the customer withdrew stays withdrawn", len(withdrawn) == 1)
+    await _check_report(telling, status="succeeded")
+    await _check_application(telling)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -366,6 +395,7 @@ SCENARIOS = {
         Scenario("migration-failed-midway", "some revisions are in: those are taken off", "staging", migration_failed_midway),
         Scenario("migration-failed-inside", "neither old nor new: held for a person", "staging", migration_failed_inside),
         Scenario("minor-bug", "a slip that breaks nothing: fix forward", "staging", minor_bug),
+        Scenario("data-loss", "the migration deleted rows: back, and the rows brought back from the backup", "staging", data_loss),
         Scenario("nothing-moved", "no revision moved: never a downgrade", "staging", nothing_moved),
     )
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from rollbackd.adapters.postgres.adopting import adopt_archives
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.worker.child import archiving
 from rollbackd.adapters.worker.child.marks import LOCK_KEY
@@ -34,7 +35,7 @@ from rollbackd.core.restoring import (
 )
 from rollbackd.core.schema import TableName, quoted
 from rollbackd.errors import PermanentError, RefusedError, TransientError
-from rollbackd.ports import Progress, ProgressSink
+from rollbackd.ports import Progress, ProgressSink, RestoredCopy
 from rollbackd.settings import Target
 
 # Short, as whoever waits for a lock on a table makes everybody else wait behind it.
@@ -196,6 +197,17 @@ class PostgresArchives:
                         f"the archive {SCHEMA}.{entry.archive} can't be keyed by {', '.join(key)}: {error}; what it keeps is"
                         " complete, but bringing it back may put a value into more than one row"
                     ) from None
+
+    async def adopt(self, run: str, copy: RestoredCopy) -> int:
+        """Take over the archives of a restored copy as those of `run`; returns the rows."""
+        assert isinstance(copy, Place), "only our own backups hand over a copy"
+        source = await connect(copy, float(self._target.database.connect_timeout))
+        try:
+            entries = await _entries(source, None)
+            async with self._connected() as connection:
+                return await adopt_archives(source, connection, run, entries)
+        finally:
+            await source.close(timeout=5)
 
     async def prune(self, before: datetime) -> tuple[ArchiveEntry, ...]:
         """Drop the archives that were made before; those that were dropped."""

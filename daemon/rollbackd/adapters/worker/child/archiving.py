@@ -73,7 +73,8 @@ class Archiving:
         """Keep what can be copied, and set triggers for what its statements will remove or change.
 
         With `locks` this is the transaction of the step, and no write comes between copy and downgrade. Without, the
-        caller commits; what other sessions write in between is theirs, and the triggers heed this session alone.
+        caller commits; what other sessions write in between is theirs. The triggers heed this session alone, as a
+        downgrade may commit in its midst whatever it was asked for.
         """
         items = [item for item in self._items if item["revision"] == revision]
         kept: list[_Kept] = []
@@ -85,7 +86,7 @@ class Archiving:
                 self._lock(items)
             # Looked up under the lock: what stood there before may have been replaced while we waited.
             for item, table in self._standing(items):
-                made = self._keep(item, table, locks)
+                made = self._keep(item, table)
                 if made is not None:
                     kept.append(made)
 
@@ -180,7 +181,7 @@ class Archiving:
 
     # -- keeping --------------------------------------------------------------------------------------------------------
 
-    def _keep(self, item: Item, table: Item, locks: bool) -> _Kept | None:
+    def _keep(self, item: Item, table: Item) -> _Kept | None:
         kind = item["kind"]
         if item.get("copied"):
             return self._merge(item, table)
@@ -201,7 +202,7 @@ class Archiving:
                 f"CREATE TABLE {archived(archive)} ({ROW} bigint GENERATED ALWAYS AS IDENTITY,"
                 f" {OLD_VALUE} jsonb NOT NULL, {NEW_VALUE} jsonb)"
             )
-            session = 0 if locks else int(self._value("SELECT pg_backend_pid()"))
+            session = int(self._value("SELECT pg_backend_pid()"))
             for statement in watch_rows(table, archive, self._run, session):
                 self._run_sql(statement)
             made.triggers = self._triggers(archive)
@@ -554,7 +555,7 @@ def _field_of(record: str, column: Column) -> str:
 
 
 def watch_rows(table: Item, archive: str, run: str, session: int) -> Iterator[str]:
-    """Triggers that keep each row which a statement removes or changes; of one session alone where it is named.
+    """Triggers that keep each row which a statement of this session removes or changes.
 
     Columns may be renamed, dropped or retyped before the statement comes, so each is found again by its number when
     its name fails; what the archive knows it by stays the name that it had at first. What the revision itself adds
@@ -612,7 +613,7 @@ BEGIN
     RETURN NULL;
 END"""
     yield from _function(archive, body, run)
-    when = f" WHEN (pg_backend_pid() = {session})" if session else ""
+    when = f" WHEN (pg_backend_pid() = {session})"
     trigger = quoted(f"rollbackd_{archive[-16:]}")
     place = f"{quoted(table['schema'])}.{quoted(table['name'])}"
     yield (
