@@ -10,7 +10,7 @@ import pytest
 from rollbackd.adapters.worker.child.marks import LOCK_KEY
 from rollbackd.core.checks import Outcome
 from rollbackd.core.records import TableCount
-from rollbackd.core.schema import compare_schemas
+from rollbackd.core.schema import TableName, compare_schemas
 from rollbackd.errors import PermanentError, TransientError
 from rollbackd.settings import Check, Counting, Database, Duration, Migrations, SecretReference
 
@@ -83,7 +83,7 @@ async def test_the_fingerprint_is_the_same_after_down_and_up_and_whatever_the_ro
         run="run-1",
         identity=identity,
         scripts_sha256=(await worker.describe()).scripts_sha256,
-        preserved={},
+        archive=(),
         timeout_s=20,
         on_log=on_log,
     )
@@ -117,17 +117,29 @@ CHANGES = [
     ("ALTER TABLE t DISABLE TRIGGER g", "trigger public.t.g", ""),
     ("ALTER POLICY y ON t USING (a > 2)", "policy public.t.y", ""),
     ("ALTER TABLE t ENABLE ROW LEVEL SECURITY", "table public.t", ""),
-    ("GRANT SELECT ON t TO PUBLIC", "table public.t", ""),
-    ("GRANT UPDATE (b) ON t TO PUBLIC", "column public.t.b", ""),
-    ("REVOKE EXECUTE ON FUNCTION f() FROM PUBLIC", "function public.f()", ""),
-    ("GRANT USAGE ON SEQUENCE s TO PUBLIC", "sequence public.s", ""),
-    ("GRANT CREATE ON SCHEMA public TO PUBLIC", "schema public", ""),
+    ("GRANT SELECT ON t TO PUBLIC", "grants on table public.t", ""),
+    ("GRANT UPDATE (b) ON t TO PUBLIC", "grants on column public.t.b", ""),
+    ("REVOKE EXECUTE ON FUNCTION f() FROM PUBLIC", "grants on function public.f()", ""),
+    ("GRANT USAGE ON SEQUENCE s TO PUBLIC", "grants on sequence public.s", ""),
+    ("GRANT CREATE ON SCHEMA public TO PUBLIC", "grants on schema public", ""),
     ("ALTER DOMAIN d ADD CHECK (value < 9)", "type public.d", ""),
     ("ALTER TABLE t REPLICA IDENTITY FULL", "table public.t", ""),
     ("CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING", "rule public.t.r", ""),
     ("CREATE STATISTICS st ON a, b FROM t", "statistics public.st", ""),
     ("CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (9)", "table public.p1", ""),
     ("CREATE SCHEMA more", "schema more", ""),
+    ("GRANT SELECT ON v TO PUBLIC", "grants on view public.v", ""),
+    ("REVOKE USAGE ON TYPE mood FROM PUBLIC", "grants on type public.mood", ""),
+    ("ALTER TABLE t OWNER TO pg_monitor", "owner of table public.t", ""),
+    ("ALTER VIEW v OWNER TO pg_monitor", "owner of view public.v", ""),
+    ("ALTER MATERIALIZED VIEW mv OWNER TO pg_monitor", "owner of materialized view public.mv", ""),
+    ("ALTER SEQUENCE s OWNER TO pg_monitor", "owner of sequence public.s", ""),
+    ("ALTER TYPE mood OWNER TO pg_monitor", "owner of type public.mood", ""),
+    ("ALTER FUNCTION f() OWNER TO pg_monitor", "owner of function public.f()", ""),
+    ("ALTER SCHEMA public OWNER TO pg_monitor", "owner of schema public", ""),
+    ("COMMENT ON TABLE t IS 'hi'", "comment on table public.t", ""),
+    ("COMMENT ON COLUMN t.b IS 'hi'", "comment on column public.t.b", ""),
+    ("COMMENT ON VIEW v IS 'hi'", "comment on view public.v", ""),
 ]  # fmt: skip
 
 
@@ -154,6 +166,135 @@ async def test_every_kind_of_change_shows_in_the_difference_under_its_name(
             silent.append((change, difference.lines()))
     stage.run("postgres", f"DROP DATABASE {database}_c WITH (FORCE)")
     assert not silent
+
+
+async def test_owner_and_grants_are_objects_of_their_own_that_a_copy_is_compared_without(
+    stage: Any, make_reader: Any
+) -> None:
+    database = stage.database(*GROUND)
+    reader = make_reader(database)
+    before = await reader.schema()
+    stage.run(
+        database,
+        "ALTER TABLE t OWNER TO pg_monitor",
+        "GRANT SELECT (b), INSERT ON t TO PUBLIC",
+        "GRANT SELECT ON v TO PUBLIC",
+        "ALTER TYPE mood OWNER TO pg_monitor",
+        "REVOKE EXECUTE ON FUNCTION f() FROM PUBLIC",
+        "GRANT ALL ON SEQUENCE s TO PUBLIC",
+        "ALTER SCHEMA public OWNER TO pg_monitor",
+    )
+    after = await reader.schema()
+    assert all(
+        line[2:].startswith(("owner of ", "grants on ")) for line in compare_schemas(before, after).lines()
+    )
+    assert before.without_owners() == after.without_owners()
+
+
+@pytest.mark.parametrize(
+    ("comment", "shown"),
+    [
+        # What rollbackd itself leaves on the version table is none; what somebody wrote beside it is.
+        ("rollbackd: run-1 took off b", None),
+        ("ours\nrollbackd: run-1 took off b", "ours"),
+        ("rollbackd: run-1 took off b\nours, too", "ours, too"),
+        ("ours", "ours"),
+    ],
+)
+async def test_a_comment_is_shown_without_what_rollbackd_left_in_it(
+    stage: Any, make_reader: Any, comment: str, shown: str | None
+) -> None:
+    database = stage.database("CREATE TABLE alembic_version (version_num text)")
+    stage.run(database, f"COMMENT ON TABLE alembic_version IS '{comment}'")
+    objects = (await make_reader(database).schema()).objects
+    assert objects.get("comment on table public.alembic_version") == shown
+
+
+async def test_what_rollbackd_keeps_in_the_database_is_no_part_of_its_schema(
+    stage: Any, make_reader: Any
+) -> None:
+    database = stage.database("CREATE TABLE t (id int PRIMARY KEY)")
+    reader = make_reader(database)
+    before = await reader.schema()
+    stage.run(
+        database,
+        "CREATE SCHEMA rollbackd_archive",
+        "CREATE TABLE rollbackd_archive.entries (id int)",
+        "CREATE FUNCTION rollbackd_archive.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
+        "CREATE TRIGGER rollbackd_keeps AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION rollbackd_archive.f()",
+    )
+    assert compare_schemas(before, await reader.schema()).lines() == []
+    assert (await reader.schema()).fingerprint() == before.fingerprint()
+    assert list(await reader.table_sizes()) == [TableName("public", "t")]
+
+
+# -- what a plan asks -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_size_of_a_table_is_with_its_indexes_and_large_values_and_that_of_a_parted_one_its_parts(
+    stage: Any, make_reader: Any
+) -> None:
+    database = stage.database(
+        f'CREATE TABLE "{ODD.replace(chr(34), chr(34) * 2)}" (id int PRIMARY KEY, v text)',
+        "CREATE TABLE p (id int) PARTITION BY RANGE (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (500) PARTITION BY RANGE (id)",
+        "CREATE TABLE p1a PARTITION OF p1 FOR VALUES FROM (0) TO (500)",
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (500) TO (9000)",
+        "INSERT INTO p SELECT generate_series(0, 8999)",
+        "CREATE VIEW v AS SELECT 1",
+    )
+    sizes = await make_reader(database).table_sizes()
+    query = "SELECT pg_total_relation_size('{}')"
+    wanted = {name: stage.run(database, query.format(name))[0][0] for name in ("p1a", "p2")}
+    assert sizes[TableName("public", "p2")] == wanted["p2"] > 0
+    assert sizes[TableName("public", "p1")] == wanted["p1a"]
+    assert sizes[TableName("public", "p")] == wanted["p1a"] + wanted["p2"]
+    assert sizes[TableName("public", ODD)] >= 8192
+    assert TableName("public", "v") not in sizes
+
+
+async def test_the_key_of_a_table_is_its_primary_key_in_its_own_order(stage: Any, make_reader: Any) -> None:
+    database = stage.database(
+        "CREATE TABLE t (a int, b int, c int, PRIMARY KEY (c, a))",
+        "CREATE TABLE u (a int UNIQUE)",
+        'CREATE SCHEMA "S.x"',
+        'CREATE TABLE "S.x".t ("I d" int PRIMARY KEY)',
+    )
+    t, u, odd = TableName("public", "t"), TableName("public", "u"), TableName("S.x", "t")
+    found = await make_reader(database).keys((t, u, odd, TableName("public", "none")))
+    assert found == {t: ("c", "a"), odd: ("I d",)}
+
+
+async def test_sessions_are_those_of_the_application_from_before_and_never_ours(
+    stage: Any, make_reader: Any
+) -> None:
+    database = stage.database()
+    reader = make_reader(database)
+
+    def connect(name: str) -> psycopg.Connection[Any]:
+        return psycopg.connect(stage.server.url(database), application_name=name)
+
+    def now() -> Any:
+        return stage.run(database, "SELECT clock_timestamp()")[0][0]
+
+    began = now()
+    with connect("shop-web") as web, connect("rollbackd worker"), connect("billing"):
+        between = now()
+        with connect("shop-job"):
+            (found,) = await reader.sessions("shop", between)
+            assert found.startswith(f"pid {web.info.backend_pid} (")
+            assert ", shop-web), since " in found
+            assert len(await reader.sessions("shop", now())) == 2
+            # Without a name it is everybody, but for us.
+            assert [s.split(", ")[1][:-1] for s in await reader.sessions("", between)] == [
+                "shop-web",
+                "billing",
+            ]
+            # A name is a beginning and no pattern.
+            assert await reader.sessions("sho%", now()) == ()
+            assert await reader.sessions("shop", began) == ()
+    stage.run(database, "SELECT pg_sleep(0.2)")
+    assert await reader.sessions("", now()) == ()
 
 
 async def test_a_grant_that_was_taken_back_leaves_no_difference(stage: Any, make_reader: Any) -> None:

@@ -28,28 +28,6 @@ PYTHON = sys.executable
 HERE = Path(__file__).parent
 
 
-def figure(name: str, values: list[float], unit: str, **more: object) -> float:
-    """Print one figure; returns its median."""
-    value = statistics.median(values)
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [value, value, value]
-    line = {
-        "name": name,
-        "value": round(value, 5),
-        "unit": unit,
-        "spread": round(quartiles[2] - quartiles[0], 5),
-        "n": len(values),
-    }
-    print(json.dumps({**line, **more}), flush=True)
-    return value
-
-
-def compared(name: str, values: list[float], unit: str, peer: str, peer_values: list[float]) -> None:
-    """Print a figure beside what it is compared with."""
-    peer_value = statistics.median(peer_values)
-    ratio = statistics.median(values) / peer_value
-    figure(name, values, unit, peer=peer, peer_value=round(peer_value, 5), ratio=round(ratio, 3))
-
-
 # -- deliveries ----------------------------------------------------------------------------------------------------------
 
 
@@ -150,26 +128,6 @@ async def signal_to_downgrade(rounds: int) -> None:
                 await rig.stop_daemon()
     finally:
         await asyncio.to_thread(postgres.stop)
-
-
-ENV_PY = """
-import os
-from alembic import context
-from sqlalchemy import create_engine, pool
-engine = create_engine(os.environ["BENCH_URL"], poolclass=pool.NullPool)
-with engine.connect() as connection:
-    context.configure(connection=connection)
-    with context.begin_transaction():
-        context.run_migrations()
-"""
-REVISION = """
-from alembic import op
-revision, down_revision, branch_labels, depends_on = {this!r}, {down!r}, None, None
-def upgrade():
-    op.execute({up!r})
-def downgrade():
-    op.execute({back!r})
-"""
 
 
 class Rig:
@@ -354,11 +312,6 @@ start = {{ command = ["true"], done_when = ["true"] }}
         ) as answer:
             if answer.status != 202:
                 raise RuntimeError(f"{event['kind']} was answered {answer.status}: {await answer.text()}")
-
-
-def secret(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 Bench = Callable[[], Awaitable[None]] | Callable[[], None]

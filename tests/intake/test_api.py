@@ -33,16 +33,20 @@ ROUTES: list[tuple[str, str, object, frozenset[str]]] = [
     ("GET", "/runs", None, READERS),
     ("GET", "/runs/none", None, READERS),
     ("GET", "/runs/none/report", None, READERS),
+    ("GET", "/targets/shop/archives", None, READERS),
     ("POST", "/targets/shop/plan", {"to": "-1"}, READERS),
+    ("POST", "/targets/shop/rehearse", {"to": "-1"}, READERS),
     ("POST", "/targets/nosuch/gate", {}, frozenset({"operator"})),
     ("POST", "/rollbacks", {"target": "nosuch", "to": "-1", "reason": "x"}, frozenset({"operator"})),
     ("POST", "/runs/none/approve", {}, frozenset({"approver"})),
     ("POST", "/runs/none/deny", {}, frozenset({"approver"})),
     ("POST", "/runs/none/resume", {}, frozenset({"operator"})),
     ("POST", "/runs/none/abandon", {}, frozenset({"operator"})),
+    ("POST", "/runs/none/restore", {"dry_run": True}, frozenset({"operator"})),
     ("POST", "/pause", {"reason": "x"}, frozenset({"operator"})),
     ("POST", "/unpause", {}, frozenset({"operator"})),
     ("POST", "/backups/prune", {}, frozenset({"operator"})),
+    ("POST", "/archives/prune", {}, frozenset({"operator"})),
     ("POST", "/tokens", {"name": "made", "roles": ["operate"]}, frozenset()),
     ("POST", "/tokens/reader/revoke", {}, frozenset()),
 ]
@@ -126,7 +130,7 @@ async def test_reading_changes_nothing(house: House) -> None:
     await house.rig.start()
     house.rig.world.upgrade()
     run = await house.rig.operations.roll_back("shop", to="-1", reason="bad", requested_by="ann", release="1")
-    await house.rig.ended_run()
+    assert (await house.rig.ended_run()).state is RunState.SUCCEEDED
     await house.rig.stop()
     before = house.everything()
     for method in ("GET", "HEAD"):
@@ -138,12 +142,39 @@ async def test_reading_changes_nothing(house: House) -> None:
             "runs",
             f"runs/{run.id}",
             f"runs/{run.id}/report",
+            "targets/shop/archives",
+            f"targets/shop/archives?run={run.id}",
         ):
             assert (await house.api(method, f"/{path}", house.tokens["reader"]))[0] == 200, path
         for path in ("livez", "readyz", "metrics", "openapi.json"):
             async with house.session.request(method, f"{house.url}/{path}") as answer:
                 assert answer.status == 200
     assert house.everything() == before
+
+
+async def test_what_a_run_archived_is_brought_back_by_whoever_operates_and_named_in_the_answer(
+    house: House,
+) -> None:
+    await house.rig.start()
+    house.rig.world.upgrade()
+    run = await house.rig.operations.roll_back("shop", to="-1", reason="bad", requested_by="ann", release="1")
+    await house.rig.ended_run()
+    token, path = house.tokens["operator"], f"/runs/{run.id}/restore"
+    status, tried, _ = await house.api("POST", path, token, {"dry_run": True})
+    assert (status, tried["dry_run"], tried["restored"]) == (200, True, 3)
+    assert tried["entries"][0]["text"] == "public.b (table): 3 of 3 restored"
+    assert tried["statements"]
+    assert house.rig.world.restored == []
+    # Without a word about it, it is done.
+    status, done, _ = await house.api("POST", path, token)
+    assert (status, done["dry_run"], house.rig.world.restored) == (200, False, [run.id])
+    status, document, _ = await house.api("GET", f"/targets/shop/archives?run={run.id}", token)
+    (kept,) = document["items"]
+    assert (kept["place"], kept["rows"], bool(kept["restored_at"])) == ("rollbackd_archive.a1", 3, True)
+    status, document, _ = await house.api("GET", "/targets/shop/archives?run=other", token)
+    assert document["items"] == []
+    status, document, _ = await house.api("POST", "/runs/nosuch/restore", token)
+    assert (status, document["error"]) == (404, "there is no run nosuch; 'rollbackd history' lists them")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +187,10 @@ async def test_reading_changes_nothing(house: House) -> None:
         ("/pause", {"reason": 5}, "$.reason: Expected `str`, got `int`"),
         ("/pause", ["reason"], "$: Expected `object`, got `array`"),
         ("/rollbacks", {"target": "shop"}, "required field `to`"),
+        ("/runs/none/restore", {"dry_run": "no"}, "$.dry_run: Expected `bool`, got `str`"),
+        ("/runs/none/restore", {"dryrun": True}, "unknown field `dryrun`"),
+        ("/runs/none/resume", {"stamp": 1}, "$.stamp: Expected `bool`, got `int`"),
+        ("/targets/shop/rehearse", {"depth": "deep"}, "Invalid enum value 'deep'"),
         ("/targets/shop/gate", {"version": None}, "$.version: Expected `str`, got `null`"),
     ],
 )

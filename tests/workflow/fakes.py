@@ -32,6 +32,7 @@ from rollbackd.settings import Probe
 
 OLD, NEW = "2026.11.2", "2026.11.3"
 B = TableName("public", "b")
+BEGAN = datetime(2026, 11, 22, 10, tzinfo=UTC)
 KEPT = ArchiveItem(revision="b", kind=ArchiveKind.TABLE, table=B, key=("id",))
 
 
@@ -75,7 +76,7 @@ class World:
 
 @dataclass
 class FakeClock:
-    at: datetime = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    at: datetime = BEGAN
     made: int = 0
     # How far it goes on whenever it is looked at.
     step_s: float = 0.000001
@@ -114,7 +115,7 @@ class FakeDatabase:
         return tuple(TableCount(table=name, rows=3, exact=True) for name in sorted(self.world.tables))
 
     async def resolve_tables(self, tables: tuple[str, ...], search_path: tuple[str, ...]) -> tuple[str, ...]:
-        return tables
+        return tuple(f"public.{name}" for name in tables)
 
     async def wait_for_migration_lock(self, timeout_s: float) -> bool:
         return True
@@ -301,7 +302,6 @@ class FakeRehearsals:
 @dataclass
 class FakeArchives:
     world: World
-    clock: FakeClock
 
     async def entries(self, run: str | None = None) -> tuple[ArchiveEntry, ...]:
         if self.world.archive_fault is not None:
@@ -309,8 +309,8 @@ class FakeArchives:
         return tuple(
             ArchiveEntry(
                 id=1, run=of, revision=item.revision, kind=item.kind, table=item.table, column=item.column, key=item.key,
-                archive="a1", rows=self.world.rows, definition=KeptDefinition(columns=()), made_at=self.clock.at,
-                restored_at=self.clock.at if of in self.world.restored else None,
+                archive="a1", rows=self.world.rows, definition=KeptDefinition(columns=()), made_at=BEGAN,
+                restored_at=BEGAN if of in self.world.restored else None,
             )
             for of, items in self.world.archived.items() if run in (None, of) for item in items
         )  # fmt: skip

@@ -93,7 +93,7 @@ class Rig:
         return Guarded(
             settings=target, database_key="db", database=FakeDatabase(world), worker=FakeWorker(world),
             backups=FakeBackups(world, self.clock), application=FakeApplication(world), prober=FakeProber(world),
-            rehearsals=FakeRehearsals(world), archives=FakeArchives(world, self.clock),
+            rehearsals=FakeRehearsals(world), archives=FakeArchives(world),
         )  # fmt: skip
 
     def wire(self) -> None:

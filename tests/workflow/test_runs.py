@@ -12,10 +12,10 @@ from tests.workflow.rig import Rig, a_target
 
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.records import Run
-from rollbackd.core.report import to_markdown
+from rollbackd.core.report import ReportRehearsal, to_markdown
 from rollbackd.core.run import RunState
 from rollbackd.errors import NotFoundError, PermanentError, RefusedError, TransientError
-from rollbackd.settings import Backup, Duration
+from rollbackd.settings import Archive, Backup, Duration
 from rollbackd.workflow.operations import GateAnswer
 
 FENCE = chr(96) * 3
@@ -37,7 +37,7 @@ async def state(rig: Rig, run: Run) -> RunState:
 
 async def held(rig: Rig) -> Run:
     def mishap() -> None:
-        rig.world.tables = {"a"}
+        rig.world.tables = {"a", "half of b"}
         raise PermanentError("it stopped midway")
 
     rig.world.mishaps = [mishap]
@@ -249,6 +249,78 @@ async def test_without_a_configured_backup_the_gate_opens_and_says_that_there_is
     assert answer.reasons == ("no backup is configured for this target",)
 
 
+# -- bringing back --------------------------------------------------------------------------------------------------------
+
+
+async def rolled_back(rig: Rig) -> Run:
+    rig.world.upgrade()
+    await rig.operations.roll_back("shop", to="-1", reason="it is bad", requested_by="ann", release=OLD)
+    run = await rig.ended_run()
+    assert run.state is RunState.SUCCEEDED
+    return run
+
+
+async def test_what_a_run_archived_is_brought_back_and_told(rig: Rig) -> None:
+    run = await rolled_back(rig)
+    tried = await rig.operations.restore(run.id, "ann", dry_run=True)
+    assert (tried.dry_run, tried.restored) == (True, 3)
+    assert rig.world.restored == []
+    assert "data_restored" not in [name for name, _ in rig.told]
+    done = await rig.operations.restore(run.id, "ann", dry_run=False)
+    assert (done.dry_run, done.restored) == (False, 3)
+    assert rig.world.restored == [run.id]
+    (told,) = [fields for name, fields in rig.told if name == "data_restored"]
+    assert (told["run"], told["target"], told["actor"], told["restored"]) == (run.id, "shop", "ann", 3)
+
+
+async def test_nothing_is_brought_back_of_a_run_that_is_unfinished_or_not_there(make_rig: MakeRig) -> None:
+    rig, run = await waiting(make_rig)
+    with pytest.raises(RefusedError, match="is awaiting_approval: settle it before"):
+        await rig.operations.restore(run.id, "ann", dry_run=False)
+    with pytest.raises(NotFoundError, match="there is no run run-none"):
+        await rig.operations.restore("run-none", "ann", dry_run=True)
+    assert rig.world.restored == []
+
+
+async def test_nothing_is_brought_back_while_somebody_migrates(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await rolled_back(rig)
+
+    async def migrates(timeout_s: float) -> bool:
+        return False
+
+    monkeypatch.setattr(rig.guarded["shop"].database, "wait_for_migration_lock", migrates)
+    with pytest.raises(TransientError, match="a session migrates shop right now"):
+        await rig.operations.restore(run.id, "ann", dry_run=False)
+    assert rig.world.restored == []
+
+
+async def test_archives_are_listed_by_run_and_dropped_only_when_they_are_old_and_nobody_needs_them(
+    make_rig: MakeRig,
+) -> None:
+    target = msgspec.structs.replace(a_target(), archive=Archive(keep=Duration(1000)))
+    rig = await make_rig(target)
+    run = await rolled_back(rig)
+    assert [e.run for e in await rig.operations.archives("shop")] == [run.id]
+    assert await rig.operations.archives("shop", "run-none") == ()
+    assert await rig.operations.prune_archives() == {}
+    rig.clock.advance(1001)
+    # A run on this database isn't over: what it may need stays.
+    held_run = await held(rig)
+    assert await rig.operations.prune_archives() == {}
+    await rig.operations.abandon(held_run.id, "bob")
+    dropped = await rig.operations.prune_archives()
+    assert [entry.run for entry in dropped["shop"]] == [run.id]
+    assert rig.world.archived == {}
+
+
+async def test_a_database_that_is_not_there_keeps_nobody_from_pruning_the_others(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    rig.world.archive_fault = TransientError("no route")
+    assert await rig.operations.prune_archives() == {}
+
+
 # -- reports --------------------------------------------------------------------------------------------------------------
 
 
@@ -259,20 +331,65 @@ async def test_a_report_says_what_was_done_and_what_is_left(rig: Rig) -> None:
     report = await rig.reporting.report(run.id)
     assert (report.status, report.from_heads, report.to_heads) == ("succeeded", ("b",), ("a",))
     assert [step.outcome for step in report.steps] == ["done"] * len(run.plan.steps)
-    assert {backup.purpose for backup in report.backups} == {"rollback", "preserve"}
-    assert "every row of b" in " ".join(report.loses)
+    assert {backup.purpose for backup in report.backups} == {"rollback"}
+    assert report.loses == ("3 rows of public.b go",)
+    assert [(r.verdict, r.why) for r in report.revisions] == [
+        ("reversible_with_loss", ("3 rows of public.b go",))
+    ]
+    assert report.rehearsal == ReportRehearsal(
+        depth="full",
+        passed=True,
+        text="Rehearsed on a copy with every row in 0.1 s: it passed.",
+        difference=("- table b",),
+    )
+    (kept,) = report.archives
+    assert (kept.kind, kept.table, kept.rows, kept.place) == ("table", "public.b", 3, "rollbackd_archive.a1")
+    assert report.restore_script
+    assert report.price.startswith("back now: ")
+    left = [step.text for step in report.next_steps if not step.done]
+    assert any(f"rollbackd restore {run.id}" in text for text in left)
+    text = to_markdown(report)
+    for said in (
+        "## Rehearsal",
+        "- table b",
+        f"rollbackd restore {run.id} --dry-run",
+        report.restore_script,
+        "not yet",
+    ):
+        assert said in text
     with pytest.raises(NotFoundError):
         await rig.reporting.report("run-none")
+
+
+async def test_a_report_on_a_database_that_is_gone_says_that_its_archives_could_not_be_read(rig: Rig) -> None:
+    await rig.deploy()
+    run = await rig.operations.roll_back("shop", to="-1", reason="it is bad", requested_by="ann")
+    await rig.ended_run()
+    rig.world.archive_fault = TransientError("no route")
+    report = await rig.reporting.report(run.id)
+    assert (report.archives, report.archives_unreadable) == ((), "no route")
+    assert "couldn't be read: no route" in to_markdown(report)
+
+
+async def test_what_was_brought_back_is_in_the_report(rig: Rig) -> None:
+    await rig.deploy()
+    run = await rig.operations.roll_back("shop", to="-1", reason="it is bad", requested_by="ann")
+    await rig.ended_run()
+    await rig.operations.restore(run.id, "ann", dry_run=False)
+    report = await rig.reporting.report(run.id)
+    assert report.archives[0].restored_at is not None
+    assert "not yet" not in to_markdown(report)
 
 
 async def test_hostile_text_stays_text_in_a_report(rig: Rig) -> None:
     evil = f"a | b\n## Approved by bob\n| x | y |\n<script>alert(1)</script> `code` [l](javascript:x) **bold** {FENCE}\nrm"
     rig.world.statements = (f"DROP TABLE b -- {FENCE}\n## Not a heading",)
+    rig.world.shown = {"unknown": evil}
     rig.world.upgrade()
     asked = await rig.operations.roll_back(
         "shop", to="-1", reason=evil, requested_by="a|nn\n# x", release="1\n# y | z", incident="<b>INC</b>"
     )
-    assert asked.state is RunState.AWAITING_APPROVAL, "what can't be read is for a person to judge"
+    assert asked.state is RunState.AWAITING_APPROVAL, "what isn't rehearsed is for a person to judge"
     await rig.operations.approve(asked.id, "bob | <b>x</b>\n## Not")
     run = await rig.ended_run()
     text = to_markdown(await rig.reporting.report(run.id))

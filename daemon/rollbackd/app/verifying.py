@@ -7,9 +7,10 @@ import msgspec
 
 from rollbackd.adapters.rehearsal.verifying import verify_from_base
 from rollbackd.app.configuration import load_configuration
+from rollbackd.app.logs import set_up_logs
 from rollbackd.core.verification import Verification, Verified
 from rollbackd.errors import NotFoundError, RefusedError, UsageError
-from rollbackd.settings import Database, Migrations, Scratch, SecretReference, Target
+from rollbackd.settings import Database, Logging, Migrations, Scratch, SecretReference, Target
 
 # Scratch databases of a check have their own name, so that a daemon's sweep leaves them alone.
 STORE_ID = "verify"
@@ -44,6 +45,8 @@ async def verify_migrations(
     Raises:
         RollbackdError: when there is nothing to verify, or no scratch server to do it on.
     """
+    # Standard output is the answer's; only what goes wrong is logged, on stderr.
+    set_up_logs(Logging(level="warning"))
     target = _folder_target(what) if isinstance(what, Folder) else _configured(*what)
     heads = tuple(part.strip() for part in start.split(",") if part.strip())
     return await verify_from_base(target, kept, STORE_ID, start=heads, made_up_rows=made_up_rows, told=told)

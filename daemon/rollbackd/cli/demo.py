@@ -12,6 +12,7 @@ NAMES = (
     "migration-failed-midway",
     "migration-failed-inside",
     "minor-bug",
+    "data-loss",
     "nothing-moved",
 )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -113,6 +114,8 @@ async def verify_migrations_command(
     Says of each: reversible, what it takes away, irreversible, fails (why), or doesn't return to its schema (the difference).
     Exits with 1 when one has a fault that counts.
     """
+    # A CI job that is cancelled gets SIGTERM: like Ctrl-C, it must leave no database on a server that outlives the job.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if target and directory:
         raise UsageError("give a configured target or --directory, not both")
     if write_baseline and baseline is None:

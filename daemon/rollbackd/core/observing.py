@@ -183,7 +183,7 @@ class WatchedStep(msgspec.Struct, frozen=True):
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """The rehearsing worker's answer."""
+    """The rehearsing worker's answer. With `reached_out` the scripts were kept from something that they do in earnest."""
 
     first: Structure
     steps: tuple[WatchedStep, ...]
@@ -191,6 +191,7 @@ class Watched(msgspec.Struct, frozen=True):
     version_table: dict[str, str]
     seconds: float
     kept: tuple[dict[str, object], ...] = ()
+    reached_out: str = ""
 
 
 def rehearsed_revisions(watched: Watched) -> tuple[RehearsedRevision, ...]:

@@ -215,7 +215,7 @@ class Engine:
         # The one place that retries: a transient fault, with the world looked at before each new attempt.
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(step.attempts),
-            wait=wait_exponential_jitter(initial=RETRY_FIRST_S, max=RETRY_LONGEST_S),
+            wait=wait_exponential_jitter(multiplier=RETRY_FIRST_S, max=RETRY_LONGEST_S),
             retry=retry_if_exception_type(TransientError),
             reraise=True,
         ):
@@ -279,7 +279,7 @@ class Engine:
         """Observe, with patience: a database that can't be reached for a moment proves nothing."""
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(5),
-            wait=wait_exponential_jitter(initial=RETRY_FIRST_S, max=RETRY_LONGEST_S),
+            wait=wait_exponential_jitter(multiplier=RETRY_FIRST_S, max=RETRY_LONGEST_S),
             retry=retry_if_exception_type(TransientError),
             reraise=True,
         ):

@@ -47,7 +47,8 @@ ROLLBACK_BACKUP = "rollback"
 # Marks the findings of checks that are made again after the downgrade.
 BEFORE = "before:"
 Evidence = dict[str, object]
-READING = (ValidateBefore, ValidateDatabase, ValidateApplication, Confirm, Drain)
+# Made again by whoever takes the run up, and cut when the engine stops. A copy ahead that was cut is thrown away.
+READING = (ValidateBefore, CopyAhead, ValidateDatabase, ValidateApplication, Confirm, Drain)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rollbackd.core.reading import ReadRevision
 from rollbackd.core.rehearsal import Depth, Rehearsal, Way
 from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
 from rollbackd.core.verification import Verified
-from rollbackd.errors import PermanentError, RollbackdError
+from rollbackd.errors import PermanentError, RefusedError, RollbackdError
 from rollbackd.ports import RestoredCopy
 from rollbackd.settings import Target
 
@@ -156,6 +156,9 @@ class TargetRehearsals:
         before, _ = await self._look(place)
         worker = self._worker_at(place, way.kept_scripts)
         watched = await worker.rehearse(way, timeout_s=self._target.rehearsal.timeout)
+        if watched.reached_out:
+            # In earnest nothing keeps it from that, so that it failed or passed without it says little.
+            raise RefusedError(watched.reached_out)
         after, heads = await self._look(place)
         if not owners:
             before, after = before.without_owners(), after.without_owners()

@@ -326,12 +326,15 @@ class AlembicWorker:
 
         A secret that isn't about a database has a placeholder, unless the configuration says that rehearsals need it.
         """
-        found = dict(self._settings.environment)
         url = scratch_url(self._target, scratch)
         password = read_secret(scratch.place.password) if scratch.place.password is not None else ""
         own = (
             read_secret(self._target.database.password) if self._target.database.password is not None else ""
         )
+        found = {
+            name: password if own and value == own else value
+            for name, value in self._settings.environment.items()
+        }
         for name, reference in self._settings.secret_environment.items():
             secret = read_secret(reference)
             if DATABASE_URL.match(secret):

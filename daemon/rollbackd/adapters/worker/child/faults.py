@@ -70,7 +70,8 @@ def describe_error(error: BaseException) -> tuple[str, str]:
         place = where_in_user_code(error)
         return "refused", f"the migration asks a question (input() at {place}), so it can't run unattended"
     if isinstance(error, TouchesTheWorld):
-        return "refused", str(error)
+        place = where_in_user_code(error)
+        return "refused", f"{error} (at {place})" if place else str(error)
     if isinstance(error, SystemExit):
         return "refused", f"env.py or a migration called sys.exit() at {where_in_user_code(error)}"
     state = sqlstate(error)

@@ -8,6 +8,7 @@ import importlib
 import os
 import socket
 import sys
+import threading
 from typing import Any, Callable
 
 from .faults import Refused, TouchesTheWorld
@@ -25,6 +26,7 @@ WHERE = frozenset(
         "password",
         "passfile",
         "dsn",
+        "conninfo",
         "service",
         "ssl",
         "sslmode",
@@ -85,6 +87,7 @@ class Isolation:
             for owner in (module, getattr(module, "Connection", None)):
                 if owner is not None:
                     self._patches.replace(owner, "connect", lambda _: self._refuse)
+        self._patches.replace(loaded("_posixsubprocess"), "fork_exec", lambda _: self._refuse)
         self._on = True
 
     def __exit__(self, *_: Any) -> None:
@@ -107,10 +110,11 @@ class OnlyScratch:
     """For the whole life of a rehearsing worker: every connection leads to the scratch database, or isn't made.
 
     `place` has host, port, database, user, password, options (ssl parameters by libpq's names) and mark, the comment by
-    which the database is known.
+    which the database is known. `reached_out` says what was refused, as user code may go on as if nothing had been.
     """
 
     def __init__(self, place: dict[str, Any]) -> None:
+        self.reached_out = ""
         self._on = False
         self._place: dict[str, Any] = {}
         self._addresses: set[Any] = set()
@@ -147,10 +151,14 @@ class OnlyScratch:
                 psycopg2, "connect", self._checking(lambda dsn="", **more: {**read(dsn or ""), **more})
             )
         if asyncpg is not None:
-            patches.replace(asyncpg, "connect", self._checking(self._read_asyncpg))
+            for owner in (asyncpg, asyncpg.connection):
+                patches.replace(owner, "connect", self._checking(self._read_asyncpg))
             patches.replace(asyncpg, "create_pool", self._checking(self._read_asyncpg))
-        # Loaded for the same reason; it connects by Python's own sockets.
-        loaded("pg8000")
+        pg8000 = loaded("pg8000.core")
+        if pg8000 is not None:
+            patches.replace(pg8000.CoreConnection, "__init__", self._checking(lambda _="", **more: more))
+        # By it multiprocessing starts its processes, of which no audit event tells.
+        patches.replace(loaded("_posixsubprocess"), "fork_exec", self._checking_processes)
         sys.addaudithook(self._audit)
         self._on = True
 
@@ -164,11 +172,17 @@ class OnlyScratch:
                 f"env.py connects to {found[0]}, which isn't the scratch database of this rehearsal: nothing was run"
             )
 
-    def _redirect(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> None:
+    def _refuse(self, what: str) -> Any:
+        # What is refused to a thread that goes its own way (telemetry, mostly) is no part of the migration.
+        if threading.current_thread() is threading.main_thread():
+            self.reached_out = self.reached_out or what
+        raise TouchesTheWorld(what)
+
+    def _redirect(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
         if dialect.name != "postgresql":
-            raise TouchesTheWorld(f"it connects to {dialect.name} besides PostgreSQL")
+            self._refuse(f"it connects to {dialect.name} besides PostgreSQL")
         if "async_creator_fn" in parameters:
-            raise TouchesTheWorld("it opens its connections by a function of its own (async_creator_fn)")
+            self._refuse("it opens its connections by a function of its own (async_creator_fn)")
         arguments.clear()
         for name in WHERE.intersection(parameters):
             del parameters[name]
@@ -182,6 +196,14 @@ class OnlyScratch:
             parameters.update(place["options"])
         elif "sslmode" in place["options"] and dialect.driver == "asyncpg":
             parameters["ssl"] = place["options"]["sslmode"]
+        # Opened here, or a listener that comes after this one could lead it elsewhere, or log in as somebody else.
+        return dialect.connect(*arguments, **parameters)
+
+    def _checking_processes(self, original: Callable[..., Any]) -> Any:
+        def start(*arguments: Any, **more: Any) -> Any:
+            return original(*arguments, **more) if not self._on else self._refuse("it starts a process of its own")
+
+        return start
 
     def _checking(self, read: Callable[..., dict[str, Any]]) -> Callable[[Callable[..., Any]], Any]:
         """A driver's connect(), called only when what it is given leads to the scratch database."""
@@ -193,10 +215,14 @@ class OnlyScratch:
                 try:
                     where = read(*given[:1], **asked)
                 except Exception as error:  # noqa: BLE001 - whatever it can't read it can't vouch for
-                    raise TouchesTheWorld(f"it connects to what can't be read ({error})") from None
-                database = where.get("dbname") or where.get("database")
-                if database != self._place["database"]:
-                    raise TouchesTheWorld(f"it opens a connection of its own, to {database or 'its default'}")
+                    return self._refuse(f"it connects to what can't be read ({type(error).__name__})")
+                database = where.get("dbname") or where.get("database") or "its default"
+                host, port = where.get("host") or "its default host", where.get("port") or 5432
+                asked_for = (str(host), str(port), database)
+                if asked_for != tuple(str(self._place[name]) for name in ("host", "port", "database")) or (
+                    "hostaddr" in where
+                ):
+                    return self._refuse(f"it opens a connection of its own, to {database} at {host}:{port}")
                 return original(*arguments, **parameters)
 
             return connect
@@ -208,17 +234,19 @@ class OnlyScratch:
         from sqlalchemy.engine import make_url
 
         named = parameters.pop("dsn", None) or dsn
-        return {**({"database": make_url(named).database} if named else {}), **parameters}
+        if not named:
+            return parameters
+        url = make_url(named)
+        read = {"database": url.database, "host": url.host or url.query.get("host"), "port": url.port}
+        return {**read, **{name: value for name, value in parameters.items() if value is not None}}
 
     def _audit(self, name: str, arguments: Any) -> None:
         if not self._on:
             return
         if name in PROCESSES:
-            raise TouchesTheWorld("it starts a process of its own")
+            self._refuse("it starts a process of its own")
         if name == "socket.connect":
             address = arguments[1]
             met = address if isinstance(address, str) else tuple(address[:2])
             if met not in self._addresses:
-                raise TouchesTheWorld(
-                    f"it connects to {met if isinstance(met, str) else os.fspath(str(met[0]))}"
-                )
+                self._refuse(f"it connects to {met if isinstance(met, str) else ':'.join(map(str, met))}")

@@ -125,16 +125,19 @@ class Worker(Scripts):
     ) -> Answer:
         """Take these revisions off (or put them on, `direction` up) in the scratch database, and say what was seen.
 
-        What fails in the scripts is part of the answer; what keeps a rehearsal from being made is an error.
+        What fails in the scripts is part of the answer, and so is what they were kept from; what keeps a rehearsal from
+        being begun is an error.
         """
         only_scratch = self.only_scratch
         if only_scratch is None:
             raise Refused("this worker wasn't started for rehearsals")
         only_scratch.move(scratch)
+        only_scratch.reached_out = ""
         began = time.monotonic()
         observers: list[Observer] = []
         kept: list[dict[str, Any]] = []
         failure: dict[str, str] | None = None
+        reached_out = ""
         running: list[str] = []
         table: dict[str, str] = {}
 
@@ -195,16 +198,19 @@ class Worker(Scripts):
                 raise
             failure = {
                 "revision": running[-1],
-                "reason": describe_error(error)[1],
+                "reason": redact(describe_error(error)[1]),
                 "sqlstate": "",
                 "statement": redact(observers[0].statement) if observers else "",
             }
+            if isinstance(error, TouchesTheWorld):
+                reached_out = failure["reason"]
         return {
             "first": observers[0].first if observers else {},
             "steps": [step for step in observers[0].steps if step["changes"] is not None]
             if observers
             else [],
             "failure": failure,
+            "reached_out": reached_out or redact(only_scratch.reached_out),
             "version_table": table,
             "kept": kept,
             "seconds": round(time.monotonic() - began, 6),
