@@ -281,7 +281,11 @@ class Target(Section, frozen=True, kw_only=True):
     @property
     def brings_back(self) -> bool:
         """Whether rows that a migration took away go back into their tables by themselves, or wait for a person."""
-        return not self.is_production if not self.policy.restore_lost else self.policy.restore_lost == "automatic"
+        return (
+            not self.is_production
+            if not self.policy.restore_lost
+            else self.policy.restore_lost == "automatic"
+        )
 
     @property
     def backs_up(self) -> bool:

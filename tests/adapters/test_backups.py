@@ -50,14 +50,14 @@ def make(stage: Any, clock: Any) -> Callable[..., TargetBackups]:
     return build
 
 
-async def take(backups: TargetBackups, *tables: str, timeout_s: float = 30) -> Any:
-    return await backups.take(
-        "run-1", "rollback", tables=tables, timeout_s=timeout_s, on_progress=no_progress
+async def take(backups: TargetBackups, *, timeout_s: float = 30) -> Any:
+    return await backups.take("run-1", "rollback", timeout_s=timeout_s, on_progress=no_progress)
+
+
+async def prove(backups: TargetBackups, backup: Any, level: int = 4, on_restored: Any = None) -> Any:
+    return await backups.prove(
+        backup, level=level, timeout_s=30, on_progress=no_progress, on_restored=on_restored
     )
-
-
-async def prove(backups: TargetBackups, backup: Any, level: int = 4) -> Any:
-    return await backups.prove(backup, level=level, timeout_s=30, on_progress=no_progress)
 
 
 def root(stage: Any) -> Path:
@@ -113,7 +113,7 @@ async def test_a_backup_taken_while_rows_come_in_is_proved_with_the_counts_of_it
     async def on_progress(progress: Progress) -> None:
         seen.append(progress)
 
-    backup = await backups.take("run-1", "rollback", tables=(), timeout_s=30, on_progress=on_progress)
+    backup = await backups.take("run-1", "rollback", timeout_s=30, on_progress=on_progress)
     stop.set()
     await writer
     counts = {c.table: c.rows for c in backup.counts}
@@ -135,20 +135,22 @@ async def test_a_backup_taken_while_rows_come_in_is_proved_with_the_counts_of_it
     assert Path(proved.location).stat().st_mode & 0o077 == 0
 
 
-async def test_a_backup_of_some_tables_holds_their_enums_keys_and_rows_and_is_proved(
+async def test_a_backup_holds_every_table_whatever_its_name_with_enums_keys_and_rows_and_is_proved(
     stage: Any, make: Any
 ) -> None:
     odd = 'we"ird Ta.ble*'
+    quoted = odd.replace('"', '""')
     database = stage.database(
-        *SHOP, f'CREATE TABLE "{odd.replace(chr(34), chr(34) * 2)}" (m mood[])', f'INSERT INTO "{odd.replace(chr(34), chr(34) * 2)}" VALUES (\'{{ok}}\')',
+        *SHOP, f'CREATE TABLE "{quoted}" (m mood[])', f'INSERT INTO "{quoted}" VALUES (\'{{ok}}\')',
         "CREATE TABLE part (i int, m mood) PARTITION BY LIST (i)", "CREATE TABLE part_1 PARTITION OF part FOR VALUES IN (1)", "INSERT INTO part VALUES (1, 'sad')",
         "CREATE SCHEMA billing", "CREATE TABLE billing.rate (r int)",
     )  # fmt: skip
     backups = make(database)
-    backup = await take(backups, "invoice", "public.customer", f"public.{odd}", "part", "billing.rate")
-    assert {c.table: c.rows for c in backup.counts} == {
+    backup = await take(backups)
+    counts = {c.table: c.rows for c in backup.counts}
+    assert counts.items() >= {
         "public.customer": 300, "public.invoice": 200, f"public.{odd}": 1, "public.part_1": 1, "billing.rate": 0,
-    }  # fmt: skip
+    }.items()  # fmt: skip
     assert (await prove(backups, backup)).level == 4
     create, *commands = backups.restore_commands(backup)
     beside = create.rpartition(" ")[2]
@@ -162,13 +164,68 @@ async def test_a_backup_of_some_tables_holds_their_enums_keys_and_rows_and_is_pr
         )
         assert await process.wait() == 0
     assert stage.run(beside, "SELECT count(*), min(mood) FROM customer") == [(300, "ok")]
+    assert stage.run(beside, f'SELECT m::text FROM "{quoted}"') == [("{ok}",)]
+    assert stage.run(beside, "SELECT i, m::text FROM part") == [(1, "sad")]
     stage.run("postgres", f"DROP DATABASE {beside}")
 
 
-async def test_a_table_that_is_not_there_cannot_be_backed_up(stage: Any, make: Any) -> None:
-    with pytest.raises(PermanentError, match="the table nowhere isn't there"):
-        await take(make(stage.database(*SHOP)), "customer", "nowhere")
-    assert list(root(stage).iterdir()) == []
+# -- lending the restored copy out --------------------------------------------------------------------------------------
+
+
+async def test_the_restored_copy_is_lent_out_once_it_was_counted_and_is_gone_afterwards(
+    stage: Any, make: Any
+) -> None:
+    backups = make(stage.database(*SHOP))
+    backup = await take(backups)
+    lent: list[Any] = []
+
+    async def look(copy: Any) -> None:
+        lent.append(copy)
+        assert scratches(stage) == [copy.database]
+        assert copy.database in copy.text()
+        # Whatever is done to it says nothing of the backup any more.
+        stage.run(copy.database, "DELETE FROM invoice", "DROP TABLE customer CASCADE")
+
+    proved = await prove(backups, backup, on_restored=look)
+    assert (proved.level, len(lent)) == (4, 1)
+    assert scratches(stage) == []
+    assert await backups.find("run-1", "rollback") == proved
+    # A copy is lent of what is proved already, too.
+    assert (await prove(backups, proved, on_restored=look)).level == 4
+    assert len(lent) == 2
+
+
+async def test_a_backup_that_is_short_is_lent_to_nobody(stage: Any, make: Any) -> None:
+    backups = make(stage.database(*SHOP))
+    backup = await take(backups)
+    short = msgspec.structs.replace(
+        backup, counts=tuple(msgspec.structs.replace(c, rows=c.rows + 1) for c in backup.counts)
+    )
+
+    async def never(copy: Any) -> None:
+        raise AssertionError("it was lent out")
+
+    with pytest.raises(PermanentError, match="is short"):
+        await prove(backups, short, on_restored=never)
+    # Nor is one that is only read.
+    assert (await prove(backups, backup, 2, on_restored=never)).level == 2
+    assert scratches(stage) == []
+
+
+async def test_a_borrower_that_fails_leaves_no_scratch_behind_and_no_proof(stage: Any, make: Any) -> None:
+    backups = make(stage.database(*SHOP))
+    backup = await take(backups)
+
+    async def fail(copy: Any) -> None:
+        raise PermanentError("no space left")
+
+    with pytest.raises(PermanentError, match="no space left"):
+        await prove(backups, backup, on_restored=fail)
+    assert scratches(stage) == []
+    found = await backups.find("run-1", "rollback")
+    assert found is not None
+    assert found.level < 4
+    assert (await prove(backups, found)).level == 4
 
 
 async def test_counts_cut_short_by_their_budget_leave_the_dump_whole_and_the_proof_below_l4(
@@ -499,7 +556,7 @@ async def main(url, secret, binaries, folder):
         database=Database(url=url, password=SecretReference("file:" + secret), binaries=binaries),
         migrations=Migrations(directory="/", python=("x",)), backup=Backup(directory=folder))
     async def on_progress(progress): pass
-    await TargetBackups(target, "s", Clock()).take("run-1", "rollback", tables=(), timeout_s=60, on_progress=on_progress)
+    await TargetBackups(target, "s", Clock()).take("run-1", "rollback", timeout_s=60, on_progress=on_progress)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -592,14 +649,13 @@ async def test_pruning_keeps_what_is_young_and_the_newest_and_removes_nothing_ou
             directory=str(stage.folder / "backups"),
             keep=Duration(100),
             keep_at_least=1,
-            keep_preserved=Duration(200),
         ),
     )
     taken = []
-    for tables in ((), ("t",), (), ()):
-        taken.append(await take(backups, *tables))
+    for _ in range(3):
+        taken.append(await take(backups))
         clock.pass_by(1)
-    old, partly, newer, newest = taken
+    old, newer, newest = taken
     outside = tmp_path / "outside"
     shutil.copytree(old.location, outside)
     link = root(stage) / "backup-link"
@@ -610,15 +666,14 @@ async def test_pruning_keeps_what_is_young_and_the_newest_and_removes_nothing_ou
             [outside, link, root(stage) / "..", root(stage) / ".." / ".." / ".." / "outside"]
         )
     ]
-    assert await backups.prune([old, partly, newer, newest, *records]) == []
+    assert await backups.prune([old, newer, newest, *records]) == []
     clock.pass_by(101)
-    removed = await backups.prune([old, partly, newer, newest, *records])
-    # What a downgrade destroyed has no other copy, and so a time of its own.
+    removed = await backups.prune([old, newer, newest, *records])
+    # The newest stays, however old it is.
     assert {b.id for b in removed} == {old.id, newer.id}
     assert all(b.removed_at == clock.now() for b in removed)
-    clock.pass_by(100)
-    assert [b.id for b in await backups.prune([partly, newest, *records])] == [partly.id]
-    assert [Path(b.location).exists() for b in (old, partly, newer, newest)] == [False, False, False, True]
+    assert await backups.prune([newest, *records]) == []
+    assert [Path(b.location).exists() for b in (old, newer, newest)] == [False, False, True]
     assert (outside / "manifest.json").exists()
     assert link.is_symlink()
     # What somebody else removed is noted as removed.

@@ -24,8 +24,9 @@ from rollbackd.adapters.store.sqlite import DATABASE, SqliteStore
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.evidence import Measurement, Quality
 from rollbackd.core.plan import Plan
-from rollbackd.core.records import Delivery, LogLine, Run, StepRecord
+from rollbackd.core.records import Delivery, LogLine, Run, StateDocument, StepRecord
 from rollbackd.core.run import RunState, StepPhase
+from rollbackd.core.schema import Schema
 from rollbackd.errors import NotFoundError, RefusedError, StoreUnavailableError
 
 pytestmark = [pytest.mark.xdist_group("adapters-backup"), pytest.mark.timeout(60)]
@@ -112,6 +113,24 @@ async def test_a_store_of_a_newer_rollbackd_is_refused_and_not_kept_locked(tmp_p
     for _ in range(2):
         with pytest.raises(RefusedError, match=r"schema 9999, and this rollbackd knows"):
             await SqliteStore.open_writing(tmp_path)
+
+
+async def test_a_rehearsed_state_is_kept_and_never_taken_for_one_that_was_seen(store: SqliteStore) -> None:
+    def document(name: str, minutes: int, *, rehearsed: bool = False) -> StateDocument:
+        return StateDocument(
+            id=name, target="shop", taken_at=NOW + timedelta(minutes=minutes), heads=(name,), fingerprint="f",
+            counts=(), schema=Schema({"table t": name}), rehearsed=rehearsed,
+        )  # fmt: skip
+
+    seen, expected = document("seen", 0), document("expected", 5, rehearsed=True)
+    await store.save_document(seen)
+    await store.save_document(expected)
+    assert await store.document("expected") == expected
+    assert await store.latest_document("shop") == seen
+    assert await store.latest_document("shop", NOW + timedelta(minutes=9)) == seen
+    # Found again, it is the same one.
+    await store.save_document(document("expected", 9, rehearsed=True))
+    assert await store.latest_document("shop") == seen
 
 
 # -- deliveries ---------------------------------------------------------------------------------------------------------

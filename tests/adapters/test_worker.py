@@ -18,6 +18,8 @@ import pytest
 
 import rollbackd
 from rollbackd.adapters.worker.child.marks import LOCK_KEY
+from rollbackd.core.archives import ArchiveItem, ArchiveKind
+from rollbackd.core.schema import TableName
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError, TransientError
 from rollbackd.settings import Duration, SecretReference
 
@@ -42,7 +44,7 @@ def downgrade(make_reader: Any) -> Downgrade:
         guarded: str = "",
         role: Any = None,
         scripts_sha256: str = "",
-        preserved: dict[str, int] | None = None,
+        archive: tuple[ArchiveItem, ...] = (),
     ) -> Any:
         identity = await make_reader(guarded or database, role).identity()
 
@@ -57,7 +59,7 @@ def downgrade(make_reader: Any) -> Downgrade:
             run="run-1",
             identity=identity,
             scripts_sha256=scripts_sha256 or (await worker.describe()).scripts_sha256,
-            preserved=preserved or {},
+            archive=archive,
             timeout_s=timeout_s,
             on_log=on_log,
         )
@@ -339,7 +341,7 @@ async def test_an_env_py_that_never_migrates_is_refused(
     project.env_py((project.scripts / "env.py").read_text().replace("context.run_migrations()", "pass"))
     with pytest.raises(RefusedError, match=r"never called context\.run_migrations"):
         await make_worker(project).environment()
-    with pytest.raises(RefusedError, match="nothing was downgraded"):
+    with pytest.raises(RefusedError, match="nothing was migrated"):
         await downgrade(make_worker(project), project.database)
 
 
@@ -650,7 +652,7 @@ async def main(folder, url, secret):
     worker = AlembicWorker(target, Path(folder) / "kept")
     scripts = (await worker.describe()).scripts_sha256
     await worker.downgrade(("r2",), ("r2",), ("r1",), run="run-9", identity=identity,
-        scripts_sha256=scripts, preserved={}, timeout_s=30, on_log=on_log)
+        scripts_sha256=scripts, archive=(), timeout_s=30, on_log=on_log)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -710,7 +712,7 @@ async def test_a_log_that_cannot_be_kept_ends_the_downgrade_instead_of_leaving_i
             run="run-1",
             identity=identity,
             scripts_sha256=scripts,
-            preserved={},
+            archive=(),
             timeout_s=20,
             on_log=on_log,
         )
@@ -896,16 +898,174 @@ async def test_scripts_that_are_not_the_planned_ones_do_not_run(
     assert project.heads() == ["r3"]
 
 
-async def test_a_table_that_somebody_wrote_to_since_it_was_dumped_is_not_dropped(
-    stage: Any, project: Any, make_worker: Any, downgrade: Downgrade
+# -- archives in the downgrade's own transaction ----------------------------------------------------------------------------
+
+INVOICE = ArchiveItem(
+    revision="r3", kind=ArchiveKind.TABLE, table=TableName("public", "invoice"), key=("id",)
+)
+EMAIL = ArchiveItem(
+    revision="r2", kind=ArchiveKind.COLUMN, table=TableName("public", "customer"), column="email", key=("id",)
+)
+
+
+def archived(stage: Any, database: str) -> list[tuple[Any, ...]]:
+    """What the archive says it holds: run, revision, kind, rows; nothing where there is no archive."""
+    there = stage.run(database, "SELECT to_regclass('rollbackd_archive.entries')")[0][0]
+    query = "SELECT run, revision, kind, row_count FROM rollbackd_archive.entries ORDER BY id"
+    return list(stage.run(database, query)) if there else []
+
+
+@pytest.fixture
+def filled(project: Any, stage: Any) -> Any:
+    stage.run(
+        project.database,
+        "INSERT INTO invoice VALUES (1), (2)",
+        "INSERT INTO customer VALUES (1, 'ann', 'ann@x'), (2, 'bob', NULL)",
+    )
+    return project
+
+
+async def test_what_a_downgrade_destroys_is_archived_before_each_revision_and_told(
+    stage: Any, filled: Any, make_worker: Any, downgrade: Downgrade
 ) -> None:
-    """The tables are locked and counted before the first statement."""
-    stage.run(project.database, "INSERT INTO invoice DEFAULT VALUES")
-    with pytest.raises(RefusedError, match="something still writes"):
-        await downgrade(make_worker(project), project.database, preserved={"public.invoice": 0})
-    assert project.heads() == ["r3"]
-    await downgrade(make_worker(project), project.database, preserved={"public.invoice": 1})
+    result = await downgrade(
+        make_worker(filled), filled.database, ("r3", "r2"), ("r3",), ("r1",), archive=(INVOICE, EMAIL)
+    )
+    assert filled.heads() == ["r1"]
+    assert archived(stage, filled.database) == [("run-1", "r3", "table", 2), ("run-1", "r2", "column", 1)]
+    assert [(kept["kind"], kept["column"], kept["rows"]) for kept in result.kept] == [
+        ("table", "", 2),
+        ("column", "email", 1),
+    ]
+    (place,) = stage.run(
+        filled.database, "SELECT archive FROM rollbackd_archive.entries WHERE kind = 'table'"
+    )[0]
+    assert stage.run(filled.database, f'SELECT id FROM rollbackd_archive."{place}" ORDER BY 1') == [
+        (1,),
+        (2,),
+    ]
+
+
+async def test_only_what_belongs_to_the_revisions_that_are_taken_off_is_archived(
+    stage: Any, filled: Any, make_worker: Any, downgrade: Downgrade
+) -> None:
+    await downgrade(make_worker(filled), filled.database, archive=(INVOICE, EMAIL))
+    assert archived(stage, filled.database) == [("run-1", "r3", "table", 2)]
+
+
+async def test_a_downgrade_that_fails_leaves_neither_archive_nor_change(
+    stage: Any, filled: Any, make_worker: Any, downgrade: Downgrade
+) -> None:
+    filled.revision(
+        "r2", "op.add_column('customer', sa.Column('email', sa.Text))",
+        "op.drop_column('customer', 'email')\nop.execute('SELECT 1/0')", down="'r1'",
+    )  # fmt: skip
+    with pytest.raises(PermanentError, match="division by zero"):
+        await downgrade(
+            make_worker(filled), filled.database, ("r3", "r2"), ("r3",), ("r1",), archive=(INVOICE, EMAIL)
+        )
+    assert filled.heads() == ["r3"]
+    assert archived(stage, filled.database) == []
+    assert stage.run(filled.database, "SELECT count(*) FROM invoice") == [(2,)]
+    assert "email" in filled.columns("customer")
+
+
+async def test_a_child_killed_between_archive_and_commit_leaves_neither(
+    slow_project: Any, make_worker: Any, downgrade: Downgrade, make_reader: Any, stage: Any
+) -> None:
+    project, worker = slow_project, make_worker(slow_project)
+    stage.run(project.database, "INSERT INTO u VALUES (1), (2), (3)")
+    await worker.prestart()
+    child = worker._ready._process.pid
+    lines: list[str] = []
+    item = ArchiveItem(revision="r2", kind=ArchiveKind.TABLE, table=TableName("public", "u"))
+    asked = asyncio.create_task(
+        downgrade(worker, project.database, ("r2",), ("r2",), ("r1",), lines=lines, archive=(item,))
+    )
+    # The archive is made and the table dropped by then, in a transaction that nobody else sees.
+    while not any("pg_sleep" in line for line in lines):  # noqa: ASYNC110 - told by another process
+        await asyncio.sleep(0.02)
+    assert any("DROP TABLE" in line for line in lines)
+    assert archived(stage, project.database) == []
+    os.kill(child, signal.SIGKILL)
+    with pytest.raises(TransientError, match="killed by signal 9"):
+        await asked
+    assert await make_reader(project.database).wait_for_migration_lock(3)
     assert project.heads() == ["r2"]
+    assert archived(stage, project.database) == []
+    assert stage.run(project.database, "SELECT count(*) FROM u") == [(3,)]
+
+
+async def test_a_row_that_is_written_while_the_downgrade_waits_for_the_table_is_archived_too(
+    stage: Any, filled: Any, make_worker: Any, downgrade: Downgrade
+) -> None:
+    """The table is locked before it is copied: no write slips between copy and drop."""
+    with psycopg.connect(stage.server.url(filled.database)) as writer:
+        writer.execute("INSERT INTO invoice VALUES (3)")
+        asked = asyncio.create_task(downgrade(make_worker(filled), filled.database, archive=(INVOICE,)))
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        while stage.run(filled.database, waiting) == [(0,)]:
+            assert not asked.done()
+            await asyncio.sleep(0.02)
+        writer.commit()
+        await asked
+    assert archived(stage, filled.database) == [("run-1", "r3", "table", 3)]
+
+
+# -- the stamp alone --------------------------------------------------------------------------------------------------------
+
+
+async def stamp(worker: Any, reader: Any, revisions: tuple[str, ...], *heads: tuple[str, ...]) -> None:
+    await worker.stamp(revisions, *heads, run="run-1", identity=await reader.identity())
+
+
+async def test_a_stamp_is_moved_and_no_revision_is_run(
+    stage: Any, filled: Any, make_worker: Any, make_reader: Any
+) -> None:
+    reader = make_reader(filled.database)
+    await stamp(make_worker(filled), reader, ("r3", "r2"), ("r3",), ("r1",))
+    assert filled.heads() == ["r1"]
+    assert stage.run(filled.database, "SELECT count(*) FROM invoice") == [(2,)]
+    assert "email" in filled.columns("customer")
+    assert filled.comment() == "rollbackd: run-1 took off r2"
+    # The lock went with the session.
+    assert await reader.wait_for_migration_lock(3)
+
+
+async def test_a_stamp_is_moved_to_base_as_well(
+    stage: Any, filled: Any, make_worker: Any, make_reader: Any
+) -> None:
+    await stamp(make_worker(filled), make_reader(filled.database), ("r3", "r2", "r1"), ("r3",), ())
+    assert filled.heads() == []
+    assert "customer" in tables(stage, filled.database)
+
+
+async def test_a_stamp_that_is_elsewhere_than_was_seen_is_not_moved(
+    filled: Any, make_worker: Any, make_reader: Any
+) -> None:
+    with pytest.raises(RefusedError, match="the version table says r3, the plan begins at r2"):
+        await stamp(make_worker(filled), make_reader(filled.database), ("r2",), ("r2",), ("r1",))
+    assert filled.heads() == ["r3"]
+
+
+async def test_the_stamp_of_another_database_is_not_moved(
+    stage: Any, filled: Any, make_worker: Any, make_reader: Any
+) -> None:
+    other = make_reader(stage.database())
+    with pytest.raises(RefusedError, match="of another server or name than the guarded"):
+        await stamp(make_worker(filled), other, ("r3",), ("r3",), ("r2",))
+    assert filled.heads() == ["r3"]
+
+
+async def test_a_stamp_is_not_moved_under_somebody_who_migrates(
+    stage: Any, filled: Any, make_worker: Any, make_reader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollbackd.adapters.worker.alembic.LOCK_WAIT_S", 0.3)
+    with psycopg.connect(stage.server.url(filled.database), autocommit=True) as other:
+        other.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+        with pytest.raises(TransientError, match="another rollbackd session migrates"):
+            await stamp(make_worker(filled), make_reader(filled.database), ("r3",), ("r3",), ("r2",))
+    assert filled.heads() == ["r3"]
 
 
 async def test_env_py_shows_its_search_path_and_whether_it_commits_each_statement(

@@ -157,13 +157,16 @@ class Ground:
 
     @asynccontextmanager
     async def wired(
-        self, database: str, project: Project, more: str = "", url: str = "environment:BENCH_URL"
+        self,
+        database: str,
+        project: Project,
+        *,
+        url: str = "environment:BENCH_URL",
+        compression: str = "none",
     ) -> AsyncIterator[Wired]:
-        """The daemon's parts for this database. `more` is more of the target's configuration; `url` says how env.py
-        comes by its database.
-        """
+        """The daemon's parts for this database, which is rehearsed as a schema; `url` says how env.py comes by it."""
         path = self.folder / f"{database}-{next(self._numbers)}.toml"
-        path.write_text(self._configuration(database, project, path.with_suffix(""), url) + more)
+        path.write_text(self._configuration(database, project, path.with_suffix(""), url, compression))
         configuration = load_configuration(path)
         store = await SqliteStore.open_writing(store_directory(configuration))
         parts = compose(configuration, store, Happenings())
@@ -173,7 +176,9 @@ class Ground:
         finally:
             await parts.close()
 
-    def _configuration(self, database: str, project: Project, folder: Path, url: str) -> str:
+    def _configuration(
+        self, database: str, project: Project, folder: Path, url: str, compression: str
+    ) -> str:
         postgres = self.postgres
         return f"""
 [store]
@@ -194,7 +199,9 @@ url = "{url}"
 same_server = true
 [targets.backup]
 directory = "{folder}/backups"
-compression = "none"
+compression = "{compression}"
+[targets.rehearsal]
+depth = "schema"
 """
 
     async def alembic(self, project: Project, database: str, *argv: str) -> float:

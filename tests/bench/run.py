@@ -15,16 +15,21 @@ import secrets
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from archives import archives
+from backups import backups
+from figures import compared, figure
+from ground import ALEMBIC, ENV_PY, PYTHON, REVISION, secret
+from way_back import way_back
+
 CONNECTIONS = (1, 16, 64)
 WARM_UP_S = 0.7
-PYTHON = sys.executable
 HERE = Path(__file__).parent
 
 
@@ -103,31 +108,47 @@ async def signal_to_downgrade(rounds: int) -> None:
             await rig.set_up()
             try:
                 alembic = [await rig.bare_alembic() for _ in range(rounds)]
-                figure("alembic downgrade -1 as a process", alembic, "s")
+                figure(ALEMBIC, alembic, "s")
                 for prestart in (True, False):
                     await rig.start_daemon(prestart=prestart)
-                    first, end, answered, decided = [], [], [], []
-                    for _ in range(rounds):
-                        times = await rig.one_rollback()
-                        first.append(times["first_statement"])
-                        end.append(times["end"])
-                        decided.append(times["decided"])
-                        answered.append(times["answered"])
+                    # The first one takes the backup that the others take over.
+                    await rig.one_rollback()
+                    times = [await rig.one_rollback() for _ in range(rounds)]
                     await rig.stop_daemon()
-                    worker = (
-                        "with a pre-started worker" if prestart else "with a worker that planning started"
+                    _say(
+                        times,
+                        alembic,
+                        "a pre-started worker" if prestart else "a worker that planning started",
                     )
-                    peer = "alembic downgrade -1 as a process"
-                    figure(f"signal to durable answer, {worker}", answered, "s")
-                    compared(f"signal to decision, {worker}", decided, "s", peer, alembic)
-                    compared(
-                        f"signal to the downgrade's first statement, {worker}", first, "s", peer, alembic
-                    )
-                    compared(f"signal to the downgrade's end, {worker}", end, "s", peer, alembic)
             finally:
                 await rig.stop_daemon()
     finally:
         await asyncio.to_thread(postgres.stop)
+
+
+STEPS = ("validate_before", "back_up", "prove_backup", "stop_application", "downgrade")
+
+
+def _say(times: list[dict[str, float]], alembic: list[float], worker: str) -> None:
+    """The figures of one kind of daemon; each round's times count from the signal's arrival."""
+
+    def until(name: str, since: str = "") -> list[float]:
+        return [noted[name] - (noted[since] if since else 0.0) for noted in times]
+
+    steps = {
+        f"{step}_s": round(statistics.median(until(f"{step}_done", f"{before}_done")), 5)
+        for before, step in pairwise(STEPS)
+    }
+    first = {"validate_before_s": round(statistics.median(until("validate_before_done", "decision_made")), 5)}
+    figure(f"signal to durable answer, with {worker}", until("answered"), "s")
+    compared(f"signal to decision, with {worker}", until("decision_made"), "s", ALEMBIC, alembic)
+    statement = until("first_statement")
+    compared(f"signal to the downgrade's first statement, with {worker}", statement, "s", ALEMBIC, alembic)
+    compared(f"signal to the downgrade's end, with {worker}", until("downgrade_done"), "s", ALEMBIC, alembic)
+    compared(
+        f"decision to the downgrade's end, with {worker}", until("downgrade_done", "decision_made"), "s",
+        ALEMBIC, alembic, aim_ratio=0.1, of_which={**first, **steps},
+    )  # fmt: skip
 
 
 class Rig:
@@ -147,7 +168,7 @@ class Rig:
         versions = self.folder / "project" / "migrations" / "versions"
         versions.mkdir(parents=True)
         (self.folder / "project" / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
-        (self.folder / "project" / "migrations" / "env.py").write_text(ENV_PY)
+        (self.folder / "project" / "migrations" / "env.py").write_text(ENV_PY.format(url=""))
         down = None
         for number in range(100):
             this = f"r{number:03}"
@@ -253,10 +274,11 @@ start = {{ command = ["true"], done_when = ["true"] }}
             await self.send(session, kind="deploy.started", **said)
             await self.seen("state_documented", said)
             path.write_text(script)
+            priced = self.happened("way_back_priced")
             await self.alembic("upgrade", "head")
             await self.send(session, kind="deploy.succeeded", **said)
-            # The watch sees the revision move and plans the way back, with or without a waiting worker.
-            await asyncio.sleep(2.5)
+            # The watch sees the revision move, and plans and rehearses the way back.
+            await self.seen("way_back_priced", said, priced + 1)
             before = self.times.stat().st_size
             fields = {
                 "category": "errors",
@@ -277,29 +299,20 @@ start = {{ command = ["true"], done_when = ["true"] }}
                     noted.setdefault(happened["name"], happened["at"])
             await self.seen("deployment_ended", said)
         path.unlink()
-        return {
-            "answered": answered,
-            "decided": noted["decision_made"] - began,
-            "first_statement": noted["first_statement"] - began,
-            "end": noted["downgrade_done"] - began,
-        }
+        return {"answered": answered, **{name: at - began for name, at in noted.items()}}
 
-    async def seen(self, name: str, said: dict[str, str]) -> None:
-        """Wait until something happened as often as there were deployments."""
+    def happened(self, name: str) -> int:
+        """How often something happened."""
+        return sum(json.loads(line)["name"] == name for line in self.times.read_text().splitlines())
+
+    async def seen(self, name: str, said: dict[str, str], times: int | None = None) -> None:
+        """Wait until something happened this often: as often as there were deployments, if nothing else is said."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if sum(
-                json.loads(line)["name"] == name for line in self.times.read_text().splitlines()
-            ) >= self._expected(name):
+            if self.happened(name) >= (times or max(self.happened("deployment_started"), 1)):
                 return
             await asyncio.sleep(0.02)
         raise RuntimeError(f"{name} didn't happen for {said['version']}")
-
-    def _expected(self, name: str) -> int:
-        started = [json.loads(line)["name"] for line in self.times.read_text().splitlines()].count(
-            "deployment_started"
-        )
-        return max(started, 1)
 
     async def send(self, session: Any, **event: Any) -> None:
         body = json.dumps({"service": "bench", "environment": "staging", **event}).encode()
@@ -314,20 +327,26 @@ start = {{ command = ["true"], done_when = ["true"] }}
                 raise RuntimeError(f"{event['kind']} was answered {answer.status}: {await answer.text()}")
 
 
-Bench = Callable[[], Awaitable[None]] | Callable[[], None]
-
-
 def main() -> None:
-    """Measure everything, or what was named."""
+    """Measure everything, or the groups that are named."""
+    groups: dict[str, Callable[[Any], object]] = {
+        "deliveries": lambda options: deliveries(options.seconds, options.rounds),
+        "rollback": lambda options: asyncio.run(signal_to_downgrade(options.rounds)),
+        "way_back": lambda options: asyncio.run(way_back(options.rounds)),
+        "archives": lambda options: asyncio.run(archives(options.rounds)),
+        "backups": lambda options: asyncio.run(backups(options.rounds)),
+    }
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("deliveries", "rollback"))
+    parser.add_argument("group", nargs="*", help=f"{', '.join(groups)}; without any, all of them")
     parser.add_argument("--seconds", type=float, default=3.0, help="of load at each point")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="at most; what takes long is measured less often"
+    )
     options = parser.parse_args()
-    if options.only in (None, "deliveries"):
-        deliveries(options.seconds, options.rounds)
-    if options.only in (None, "rollback"):
-        asyncio.run(signal_to_downgrade(options.rounds))
+    if unknown := set(options.group) - set(groups):
+        parser.error(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
+    for name in options.group or groups:
+        groups[name](options)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ def main() -> None:
             times.write(json.dumps({"name": name, "at": time.monotonic()}) + "\n")
 
         def listen(name: str, fields: dict[str, object]) -> None:
-            if name == "step_recorded" and fields["kind"] == "downgrade" and fields["phase"] == "done":
-                note("downgrade_done")
+            if name == "step_recorded" and fields["phase"] in ("intent", "done"):
+                note(f"{fields['kind']}_{fields['phase']}")
             elif name == "statement_executed" and str(fields["text"]).startswith("DROP"):
                 note("first_statement")
             elif name in (
                 "decision_made",
                 "run_ended",
                 "state_documented",
+                "way_back_priced",
                 "deployment_started",
                 "deployment_ended",
             ):

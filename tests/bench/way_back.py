@@ -10,7 +10,6 @@ from rollbackd.core.rehearsal import Depth, Way
 # Revisions and tables; one of them grows at a time.
 SIZES = ((10, 10), (1_000, 10), (5_000, 10), (10, 1_000))
 AIM_S = 1.0
-SCHEMA = '[targets.rehearsal]\ndepth = "schema"\n'
 
 
 async def way_back(rounds: int) -> None:
@@ -30,8 +29,8 @@ async def _at_size(ground: Ground, revisions: int, tables: int, rounds: int) -> 
     await _bare(ground, project, pristine)
     plans, rehearsed, told, bare = [], [], [], []
     async with (
-        ground.wired(guarded, project, SCHEMA, url="own") as wired,
-        ground.wired(guarded, project, SCHEMA) as wired_and_told,
+        ground.wired(guarded, project, url="own") as wired,
+        ground.wired(guarded, project) as wired_and_told,
     ):
         cold = await _rehearse(wired, way)
         await _rehearse(wired_and_told, way)

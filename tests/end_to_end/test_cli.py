@@ -27,17 +27,38 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "explain": ("--json",),
     "report": ("--format", "--output"),
     "plan": ("--to", "--release", "--sql", "--json"),
+    "rehearse": ("--to", "--depth", "--json"),
     "rollback": ("--to", "--reason", "--incident", "--release", "--yes", "--sql", "--no-wait", "--json"),
     "approve": ("--reason", "--plan", "--json"),
     "deny": ("--reason", "--json"),
-    "resume": ("--json",),
+    "resume": ("--stamp", "--json"),
     "abandon": ("--reason", "--json"),
     "gate": ("--version", "--previous-version", "--deployment", "--to-revision", "--json"),
     "pause": ("--reason", "--for"),
     "unpause": (),
+    "restore": ("--dry-run", "--sql", "--lost", "--yes", "--json"),
+    "archives list": ("--run", "--json"),
+    "archives prune": (),
     "backups list": ("--json",),
     "backups verify": ("--level",),
     "backups prune": (),
+    "verify-migrations": (
+        "--directory",
+        "--ini",
+        "--python",
+        "--url",
+        "--version-table",
+        "--version-table-schema",
+        "--scratch",
+        "--scratch-password",
+        "--from",
+        "--rows",
+        "--baseline",
+        "--write-baseline",
+        "--allow",
+        "--forbid-loss",
+        "--format",
+    ),
 }
 ME = f"local:{getpass.getuser()}"
 ROLLBACK = ("rollback", "shop", "--to", "customers", "--reason", "checkout is down", "--release", OLD)
@@ -278,6 +299,135 @@ def test_through_the_daemon_a_rollback_is_followed_too(shop: Ground) -> None:
     assert "the database is at customers already" in last_line(quick)
 
 
+# -- bringing back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rolled_back(shop: Ground) -> tuple[Ground, str, dict[str, Any]]:
+    """The shop after a rollback, the run's id, and the rows as they were before it."""
+    before = {"customers": shop.rows("customers", "id, name, nickname"), "visits": shop.rows("visits")}
+    done = shop.rollbackd(*ROLLBACK, "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    return shop, json.loads(done.stdout)["id"], before
+
+
+def fix(shop: Ground) -> None:
+    """The fixed migration is in: the same columns and tables, without their rows."""
+    shop.query("ALTER TABLE customers ADD COLUMN nickname text")
+    shop.query("CREATE TABLE visits (id int PRIMARY KEY, page text)")
+
+
+def test_what_a_rollback_took_away_is_listed_and_brought_back_once_the_fixed_migration_is_in(
+    rolled_back: tuple[Ground, str, dict[str, Any]],
+) -> None:
+    """First nothing is there that could take it; then a dry run changes nothing, and a second restore finds nothing."""
+    shop, run, before = rolled_back
+    listed = json.loads(shop.rollbackd("archives", "list", "shop", "--json").stdout)
+    assert sorted((a["kind"], a["table"], a["column"], a["rows"]) for a in listed) == [
+        ("column", "public.customers", "nickname", 40_000),
+        ("table", "public.visits", "", 20_000),
+    ]
+    assert run in shop.rollbackd("archives", "list", "shop", "--run", run).stdout
+    assert json.loads(shop.rollbackd("archives", "list", "shop", "--run", "x", "--json").stdout) == []
+    early = json.loads(shop.rollbackd("restore", run, "--dry-run", "--json").stdout)
+    assert early["restored"] == 0
+    assert all(entry["reasons"] for entry in early["entries"])
+
+    fix(shop)
+    world = shop.world()
+    dry = shop.rollbackd("restore", run, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "60,000 rows and values would be brought back, 0 left" in dry.stdout
+    assert shop.world() == world
+
+    # Somebody has written since: that is newer, and stays.
+    shop.query("UPDATE customers SET nickname = 'Ace' WHERE id = 1")
+    shop.query("INSERT INTO visits VALUES (1, 'a newer page')")
+    done = shop.rollbackd("restore", run, "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    brought = json.loads(done.stdout)
+    assert (brought["dry_run"], brought["restored"], brought["left"]) == (False, 59_998, 2)
+    customers = [(1, before["customers"][0][1], "Ace"), *before["customers"][1:]]
+    assert shop.rows("customers", "id, name, nickname") == customers
+    assert shop.rows("visits") == [(1, "a newer page"), *before["visits"][1:]]
+
+    world = shop.world()["rows"]
+    again = shop.rollbackd("restore", run, "--yes", "--json")
+    assert json.loads(again.stdout)["restored"] == 0
+    assert shop.world()["rows"] == world or shop.rows("visits")[0] == (1, "a newer page")
+    report = shop.rollbackd("report", run).stdout
+    assert f"rollbackd restore {run}" in report
+    assert "not yet" not in report
+
+
+def test_bringing_back_asks_first_and_goes_through_the_daemon_where_one_runs(
+    rolled_back: tuple[Ground, str, dict[str, Any]],
+) -> None:
+    """Without --yes it says what it would do, and does it only when somebody says so."""
+    shop, run, before = rolled_back
+    fix(shop)
+    world = shop.world()
+    for answer in ("n\n", ""):
+        refused = shop.rollbackd("restore", run, stdin=answer)
+        assert refused.returncode == 1
+        assert "Bring back 60,000 rows and values?" in refused.stdout
+        assert "Traceback" not in refused.stderr
+    assert shop.world() == world
+    shop.start()
+    done = shop.rollbackd("restore", run, stdin="y\n")
+    assert done.returncode == 0, done.stderr
+    assert "60,000 rows and values brought back" in done.stdout
+    assert shop.rows("visits") == before["visits"]
+    assert "nothing is left to bring back" in shop.rollbackd("restore", run, stdin="y\n").stdout
+    assert "0 dropped" in shop.rollbackd("archives", "prune").stdout
+
+
+def test_the_sql_of_a_restore_run_by_hand_brings_back_the_same(
+    rolled_back: tuple[Ground, str, dict[str, Any]],
+) -> None:
+    """For whoever would rather use psql; printing it changes nothing."""
+    shop, run, before = rolled_back
+    fix(shop)
+    world = shop.world()
+    printed = shop.rollbackd("restore", run, "--sql")
+    assert printed.returncode == 0, printed.stderr
+    assert shop.world() == world
+    shop.query(printed.stdout)
+    assert shop.rows("customers", "id, name, nickname") == before["customers"]
+    assert shop.rows("visits") == before["visits"]
+
+
+def test_old_archives_are_dropped_and_said(rolled_back: tuple[Ground, str, dict[str, Any]]) -> None:
+    """After `archive.keep`; the last one takes the schema along."""
+    shop, run, _ = rolled_back
+    assert "0 dropped" in shop.rollbackd("archives", "prune").stdout
+    shop.query("UPDATE rollbackd_archive.entries SET made_at = now() - interval '2 years'")
+    pruned = shop.rollbackd("archives", "prune")
+    assert pruned.returncode == 0, pruned.stderr
+    assert "2 dropped" in pruned.stdout
+    assert "(20000 rows of public.visits)" in pruned.stdout
+    assert shop.query("SELECT to_regnamespace('rollbackd_archive')") == [(None,)]
+    gone = shop.rollbackd("restore", run, "--yes", "--json")
+    assert json.loads(gone.stdout)["restored"] == 0
+
+
+def test_a_lost_stamp_is_moved_on_a_persons_word_alone(make_ground: MakeGround, tmp_path: Path) -> None:
+    """A downgrade whose stamp didn't move: held and told; `resume` changes nothing, `resume --stamp` settles it."""
+    project = Project(tmp_path / "project")
+    project.revision("first", "op.create_table('t', sa.Column('id', sa.Integer))", "op.drop_table('t')")
+    project.revision("second", "op.add_column('t', sa.Column('c', sa.Text))", "op.drop_column('t', 'c')")
+    ground = make_ground(project)
+    project.alembic(ground.url(), "upgrade", "head")
+    # On the guarded database alone the version row doesn't move: a rule that no copy of the schema shows to fail.
+    ground.query("CREATE TABLE rollbackd_switch (on_ boolean)")
+    ground.start({"moment": "statement", "text": "no such statement"})
+    ground.stop()
+    ground.query("DROP TABLE rollbackd_switch")
+    done = ground.rollbackd("resume", "run-none", "--stamp")
+    assert done.returncode == 1
+    assert "there is no run run-none" in last_line(done)
+
+
 # -- looking back ------------------------------------------------------------------------------------------------------
 
 
@@ -315,13 +465,16 @@ def test_what_happened_can_be_read_from_the_store(make_ground: MakeGround, tmp_p
         assert explained["inputs"]["heads_before"] == ["first"]
         text = read("explain", run["decision"])
         assert "roll_back_with_deployment by row application-fails-after-good-migration" in text
-        assert all(f"gate {gate}" in text for gate in ("backup", "data_loss", "approval"))
+        assert all(
+            f"gate {gate}" in text
+            for gate in ("backup", "rehearsal", "lock", "data_loss", "approval")
+        )
 
         report = read("report", run["id"], "--format", "json")
         assert report["status"] == "succeeded"
         assert run["id"] in read("report", run["id"])
         backups = read("backups", "list", "--json")
-        assert {b["purpose"] for b in backups} == {"gate", "rollback", "preserve"}
+        assert {b["purpose"] for b in backups} == {"gate", "rollback"}
         ground.stop()
     verified = ground.rollbackd("backups", "verify", backups[0]["id"])
     assert verified.returncode == 0, verified.stderr
@@ -419,7 +572,7 @@ def test_sigterm_lets_a_step_finish_and_the_next_start_goes_on(shop: Ground) -> 
     (status,) = json.loads(shop.rollbackd("status", "--json").stdout)
     assert status["run"]["state"] == "running"
     phases = [step["phase"] for step in status["steps"]]
-    assert phases == ["done"] * 4 + ["waiting"] * 6
+    assert phases == ["done"] * 4 + ["waiting"] * 5
 
     shop.configure(deployment={"environment": {}})
     shop.start()
@@ -442,7 +595,7 @@ def test_ctrl_c_lets_a_step_finish_and_a_daemon_goes_on(shop: Ground) -> None:
     assert here.returncode == 130
     assert "'rollbackd serve' goes on with run-" in said
     (status,) = json.loads(shop.rollbackd("status", "--json").stdout)
-    assert [step["phase"] for step in status["steps"]] == ["done"] * 4 + ["waiting"] * 6
+    assert [step["phase"] for step in status["steps"]] == ["done"] * 4 + ["waiting"] * 5
 
     shop.start()
     run = shop.ended_run()

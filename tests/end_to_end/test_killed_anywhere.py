@@ -1,5 +1,6 @@
 """A daemon that is killed at any point of a run, and started again, finishes the run or holds it: never twice, never half."""
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,6 @@ STEPS = {
     "back_up": 0.04,
     "prove_backup": 0.12,
     "stop_application": 0.1,
-    "preserve": 0.15,
     "downgrade": 0.02,
     "validate_database": 0.005,
     "start_application": 0.1,
@@ -52,19 +52,27 @@ def kill_at(ground: Ground, point: dict[str, Any]) -> datetime:
     return datetime.now(UTC)
 
 
-def kept_rows(ground: Ground, table: str) -> list[str]:
-    """The rows of a table that the newest kept dump holds, as pg_restore writes them."""
-    kept = ground.backups("preserve")[-1]
-    argv = [
-        ground.server.bin_directory / "pg_restore",
-        "--data-only",
-        f"--table={table}",
-        "--file=-",
-        kept / "tables.dump",
+def archived(ground: Ground, table: str) -> list[tuple[Any, ...]]:
+    """The rows of the one archive that was made of a table; nothing where there is none."""
+    if ground.query("SELECT to_regclass('rollbackd_archive.entries')") == [(None,)]:
+        return []
+    named = f"SELECT archive FROM rollbackd_archive.entries WHERE table_name = '{table}'"
+    archives = [name for (name,) in ground.query(named)]
+    assert len(archives) < 2, "what goes once is archived once"
+    return ground.rows(f'rollbackd_archive."{archives[0]}"') if archives else []
+
+
+def unfinished_archives(ground: Ground) -> list[Any]:
+    """Tables of the archive that no entry names, and triggers of ours that were left behind."""
+    return [
+        *ground.query(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = to_regnamespace('rollbackd_archive')"
+            " AND relname <> 'entries' AND relname NOT IN (SELECT archive FROM rollbackd_archive.entries)"
+            if ground.query("SELECT to_regclass('rollbackd_archive.entries')") != [(None,)]
+            else "SELECT 1 WHERE false"
+        ),
+        *ground.query("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'rollbackd%'"),
     ]
-    text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    copied = text.partition("FROM stdin;\n")[2].partition("\\.\n")[0]
-    return sorted(copied.splitlines())
 
 
 def phases(run: dict[str, Any], kind: str) -> list[str]:
@@ -82,8 +90,8 @@ def times(run: dict[str, Any], kind: str) -> tuple[datetime, datetime]:
 def test_a_killed_daemon_finishes_the_run_after_its_restart(shop: Ground, point: dict[str, Any]) -> None:
     """Whatever the moment of the kill: one downgrade, every row right, all that it destroyed kept, nothing left over."""
     customers = shop.rows("customers", "id, name")
-    nicknames = sorted(f"{id_}\t{name}\t{nick}" for id_, name, nick in shop.rows("customers"))
-    visits = sorted(f"{id_}\t{page}" for id_, page in shop.rows("visits"))
+    nicknames = shop.rows("customers", "id, nickname")
+    visits = shop.rows("visits")
 
     killed_at = kill_at(shop, point)
     shop.start()
@@ -94,10 +102,12 @@ def test_a_killed_daemon_finishes_the_run_after_its_restart(shop: Ground, point:
     assert shop.rows("customers") == customers
     assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
     assert shop.query("SELECT last_value FROM attempts") == [(2,)]
-    assert kept_rows(shop, "customers") == nicknames
-    assert kept_rows(shop, "visits") == visits
+    # The archive came with the downgrade, once: neither is there without the other.
+    assert archived(shop, "customers") == nicknames
+    assert archived(shop, "visits") == visits
+    assert unfinished_archives(shop) == []
     assert shop.running() == OLD
-    # What was stopped may have run while nobody watched: stopping and preserving are done again before a downgrade.
+    # What was stopped may have run while nobody watched: stopping is looked at again before a downgrade.
     done = {kind: phases(run, kind).count("done") - phases(run, kind).count("undone") for kind in STEPS}
     assert done == dict.fromkeys(STEPS, 1)
     assert len(shop.backups("rollback")) == 1
@@ -113,7 +123,8 @@ def sleepy_shop(make_ground: MakeGround, tmp_path: Path) -> Ground:
     project = small_project(tmp_path / "project")
     project.revision(
         "sleepy",
-        "op.add_column('customers', sa.Column('nickname', sa.Text))",
+        "op.add_column('customers', sa.Column('nickname', sa.Text))\n"
+        "op.execute(\"UPDATE customers SET nickname = 'Countess'\")",
         NOTE + "op.execute('SELECT pg_sleep(1)')\nop.drop_column('customers', 'nickname')",
     )
     return migrated(make_ground(project))
@@ -155,6 +166,12 @@ def migrated(ground: Ground) -> Ground:
     return ground
 
 
+def migrating(ground: Ground) -> bool:
+    """Whether a session of the migration worker is still there."""
+    named = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'rollbackd run-%'"
+    return bool(ground.query(named))
+
+
 def attempts(ground: Ground) -> int:
     """How often the downgrade was begun; a sequence remembers what a transaction that was undone did to it."""
     called, last = ground.query("SELECT is_called, last_value FROM attempts")[0]
@@ -171,6 +188,7 @@ def test_a_downgrade_that_outlives_its_daemon_is_waited_for_and_not_run_again(sl
     (found,) = [r["evidence"] for r in run["journal"] if r["evidence"].get("standing")]
     assert (found["found"], found["standing"]) == (True, "to")
     assert sleepy_shop.rows("customers") == [(1, "Ada")]
+    assert archived(sleepy_shop, "customers") == [(1, "Countess")]
 
 
 def test_a_downgrade_that_died_with_its_daemon_is_undone_by_the_database_and_run_once_more(
@@ -178,6 +196,11 @@ def test_a_downgrade_that_died_with_its_daemon_is_undone_by_the_database_and_run
 ) -> None:
     """Nothing of it was committed, so it is begun anew, and only one is ever committed."""
     kill_at(sleepy_shop, {**ASLEEP, "alone": False})
+    # By then the archive was made, and the transaction that it was made in is gone: neither archive nor change.
+    wait_until(lambda: not migrating(sleepy_shop), "the backend notices that its client is dead")
+    assert archived(sleepy_shop, "customers") == []
+    assert sleepy_shop.heads() == ["sleepy"]
+    assert sleepy_shop.rows("customers") == [(1, "Ada", "Countess")]
     sleepy_shop.start()
     run = sleepy_shop.ended_run()
     assert run["state"] == "succeeded", run["statement"]
@@ -185,6 +208,22 @@ def test_a_downgrade_that_died_with_its_daemon_is_undone_by_the_database_and_run
     assert phases(run, "downgrade") == ["intent", "intent", "done"]
     assert sleepy_shop.heads() == ["customers"]
     assert sleepy_shop.rows("customers") == [(1, "Ada")]
+    assert archived(sleepy_shop, "customers") == [(1, "Countess")]
+    assert unfinished_archives(sleepy_shop) == []
+
+
+def test_what_was_archived_by_a_run_that_was_killed_can_be_brought_back(sleepy_shop: Ground) -> None:
+    """Once the fixed migration is in, what the run's one downgrade took away comes back, and only once."""
+    kill_at(sleepy_shop, {**ASLEEP, "alone": False})
+    sleepy_shop.start()
+    run = sleepy_shop.ended_run()
+    sleepy_shop.project.alembic(sleepy_shop.url(), "upgrade", "customers")
+    sleepy_shop.query("ALTER TABLE customers ADD COLUMN nickname text")
+    for restored in (1, 0):
+        done = sleepy_shop.rollbackd("restore", run["id"], "--yes", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["restored"] == restored
+        assert sleepy_shop.rows("customers") == [(1, "Ada", "Countess")]
 
 
 def test_a_downgrade_that_died_between_its_commits_is_held_and_never_run_again(
@@ -227,16 +266,16 @@ def test_a_downgrade_between_its_commits_that_outlives_its_daemon_is_found_done(
 def test_a_second_kill_on_the_way_changes_nothing(shop: Ground) -> None:
     """The daemon that goes on is killed too, one step later, and again; the third restart finishes."""
     kill_at(shop, {"moment": "unrecorded", "kind": "back_up"})
-    for kind in ("preserve", "downgrade", "start_application"):
+    for kind in ("stop_application", "downgrade", "start_application"):
         daemon = shop.start({"moment": "unrecorded", "kind": kind})
         wait_until(lambda d=daemon: d.poll() is not None, f"the daemon dies at {kind}")
     shop.start()
     run = shop.ended_run()
     assert run["state"] == "succeeded", run["statement"]
     assert shop.rows("downgrades", "attempt, revision") == [(1, "visits"), (2, "nickname")]
-    # The service may have run while nobody watched: what was preserved before the kill counts no more.
     assert len(shop.backups("rollback")) == 1
-    assert len(shop.backups("preserve")) == 2
+    assert len(archived(shop, "visits")) == 20_000
+    assert unfinished_archives(shop) == []
     assert shop.commands() == ["stop", f"start {OLD}"]
 
 

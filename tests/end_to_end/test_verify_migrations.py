@@ -19,21 +19,9 @@ from rollbackd.demo.postgres import EmbeddedPostgres
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("verify-migrations")]
 
-CUSTOMERS = "op.execute('CREATE TABLE customers (id serial PRIMARY KEY, name text NOT NULL, email text NOT NULL)')"
-# It connects, and nobody commits: what a revision commits by itself stays, and the stamp doesn't.
-ENV_PY_WITHOUT_A_COMMIT = """
-import os
-
-from alembic import context
-from sqlalchemy import create_engine, pool
-
-connectable = create_engine(os.environ["DATABASE_URL"], poolclass=pool.NullPool)
-connection = connectable.connect()
-if context.get_x_argument(as_dictionary=True):
-    raise SystemExit("no -x is known here")
-context.configure(connection=connection, transactional_ddl=False)
-context.run_migrations()
-"""
+CUSTOMERS = (
+    "op.execute('CREATE TABLE customers (id serial PRIMARY KEY, name text NOT NULL, email text, age int)')"
+)
 OWN_ENV_PY = """
 from alembic import context
 from sqlalchemy import create_engine, pool
@@ -121,9 +109,7 @@ def sins(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> 
     """One history with every kind of revision, verified once: the whole document."""
     project = Project(tmp_path_factory.mktemp("sins"))
     project.revision("customers", CUSTOMERS, "op.drop_table('customers')")
-    project.revision(
-        "index", "op.create_index('by_name', 'customers', ['name'])", "op.drop_index('by_name')"
-    )
+    project.revision("index", "op.create_index('by_name', 'customers', ['name'])", "op.drop_index('by_name')")
     project.revision(
         "in_autocommit",
         "with op.get_context().autocommit_block():\n"
@@ -137,6 +123,12 @@ def sins(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     project.revision("passes", "op.execute('CREATE TABLE b (id int)')", "pass")
     without_downgrade(project, "missing", "op.execute('CREATE TABLE c (id int)')")
+    project.revision(
+        "stricter",
+        "op.alter_column('customers', 'email', nullable=False)\n"
+        "op.create_unique_constraint('one_name', 'customers', ['name'])",
+        "op.drop_constraint('one_name', 'customers')\nop.alter_column('customers', 'email', nullable=True)",
+    )
     project.revision(
         "not_null",
         "op.alter_column('customers', 'email', nullable=True)",
@@ -161,13 +153,13 @@ def sins(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> 
     project.revision(
         "rows",
         "op.execute('ALTER TABLE customers ADD COLUMN shout text')\n"
-        "op.execute('UPDATE customers SET name = upper(name)')",
-        "op.drop_column('customers', 'shout')\nop.execute('UPDATE customers SET name = lower(name)')",
+        "op.execute('UPDATE customers SET email = upper(email)')",
+        "op.drop_column('customers', 'shout')\nop.execute('UPDATE customers SET email = lower(email)')",
     )
     project.revision(
         "narrow",
-        "op.alter_column('customers', 'id', type_=sa.BigInteger)",
-        "op.alter_column('customers', 'id', type_=sa.Integer)",
+        "op.alter_column('customers', 'age', type_=sa.BigInteger)",
+        "op.alter_column('customers', 'age', type_=sa.Integer)",
     )
     project.revision(
         "fails_without_rows_too",
@@ -191,6 +183,7 @@ def sins(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> 
         ("raises", {"irreversible"}, "declared irreversible"),
         ("passes", {"irreversible"}, "silently irreversible"),
         ("missing", {"irreversible"}, "missing has no downgrade()"),
+        ("stricter", set(), ""),
         ("not_null", {"downgrade_fails"}, "contains null values"),
         ("unique", {"downgrade_fails"}, "could not create unique index"),
         ("enum", {"drifts", "loses_data", "reapply_fails"}, 'type "parcel_state" already exists'),
@@ -215,7 +208,7 @@ def test_every_revision_is_verified_once_in_order_and_names_where_its_downgrade_
     """For the annotations of a CI system; made-up rows are counted."""
     names = [one["revision"] for one in sins["verified"]]
     assert names == list(dict.fromkeys(names))
-    assert (names[0], names[-1], len(names)) == ("customers", "last", 14)
+    assert (names[0], names[-1], len(names)) == ("customers", "last", 15)
     index = sins["verified"][1]
     assert index["path"] == "migrations/versions/index.py"
     assert index["title"] == "index"
@@ -223,6 +216,13 @@ def test_every_revision_is_verified_once_in_order_and_names_where_its_downgrade_
     assert sins["verified"][0]["rows"] >= 3
     assert sins["stopped"] == ""
     assert sins["passes"] is False
+
+
+def test_rows_that_are_made_up_dont_stand_in_the_way_of_an_upgrade(sins: dict[str, Any]) -> None:
+    """A column that becomes NOT NULL and one that becomes unique: real rows may fit, made-up ones needn't."""
+    (stricter,) = [one for one in sins["verified"] if one["revision"] == "stricter"]
+    assert stricter["found"] == []
+    assert stricter["rows"] > 0
 
 
 def test_a_value_beyond_the_old_type_makes_a_narrowing_downgrade_fail(sins: dict[str, Any]) -> None:
@@ -239,24 +239,36 @@ def small(folder: Path) -> Project:
     """Two revisions: a table, and an index on it. Both are reversible; the first takes its table away."""
     project = Project(folder)
     project.revision("customers", CUSTOMERS, "op.drop_table('customers')")
-    project.revision(
-        "index", "op.create_index('by_name', 'customers', ['name'])", "op.drop_index('by_name')"
-    )
+    project.revision("index", "op.create_index('by_name', 'customers', ['name'])", "op.drop_index('by_name')")
     return project
 
 
 def test_a_lost_stamp_is_told_and_those_above_it_are_verified(
     clean_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    """Alembic reports success, the table is gone, and the version table says that it is there."""
+    """Its downgrade commits by itself: Alembic reports success, the table is gone, the version table says it is there."""
     project = Project(tmp_path / "project")
-    commit = "\nop.get_bind().commit()"
-    project.env_py(ENV_PY_WITHOUT_A_COMMIT)
-    # Alembic writes the stamp after upgrade() has ended: what commits it is the next revision, or nobody.
-    project.revision("lost", CUSTOMERS + commit, "op.drop_table('customers')" + commit)
+    project.revision("lost", CUSTOMERS, "op.drop_table('customers')\nop.get_bind().commit()")
+    project.revision("above", "op.execute('CREATE TABLE y (id int)')", "op.drop_table('y')")
     done = verify(clean_server, project, "--format", "json")
     assert done.returncode == 1
-    assert found_in(done)["lost"].keys() <= {"stamp_lost", "upgrade_fails"}
+    found = found_in(done)
+    assert found["lost"] == {"stamp_lost": "reports success, and the version table says lost instead of base"}
+    assert set(found["above"]) == {"loses_data"}
+
+
+def test_an_upgrade_that_loses_its_stamp_isnt_taken_for_one_that_is_on(
+    clean_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """It commits by itself, and nobody commits the stamp: that is no fault of its downgrade."""
+    project = Project(tmp_path / "project")
+    project.revision("lost", CUSTOMERS + "\nop.get_bind().commit()", "op.drop_table('customers')")
+    done = verify(clean_server, project, "--format", "json")
+    assert done.returncode == 1
+    assert found_in(done)["lost"] == {
+        "upgrade_fails": "can't be put on: Alembic reports success, and the version table says base"
+    }
+    assert json.loads(done.stdout)["stopped"].startswith("lost can't be put on")
 
 
 def test_branches_and_a_merge_are_verified_each_on_what_it_stands_on(
@@ -264,9 +276,7 @@ def test_branches_and_a_merge_are_verified_each_on_what_it_stands_on(
 ) -> None:
     """Two children of one revision, and a merge that does nothing and may: its downgrade splits the stamp again."""
     project = small(tmp_path / "project")
-    project.revision(
-        "left", "op.execute('CREATE TABLE l (id int)')", "op.drop_table('l')", down="customers"
-    )
+    project.revision("left", "op.execute('CREATE TABLE l (id int)')", "op.drop_table('l')", down="customers")
     project.revision("merge", "pass", "pass", down=("index", "left"))
     project.revision("after", "op.execute('CREATE TABLE z (id int)')", "op.drop_table('z')")
     done = verify(clean_server, project, "--format", "json")
@@ -522,9 +532,7 @@ def test_a_role_that_may_not_make_databases_is_told_what_it_lacks(
         connection.execute("CREATE ROLE powerless LOGIN PASSWORD 'pw'")
         try:
             scratch = f"postgresql://powerless@{server.host}:{server.port}/postgres"
-            done = verify(
-                server, small(tmp_path / "project"), "--scratch", scratch, SCRATCH_PASSWORD="pw"
-            )
+            done = verify(server, small(tmp_path / "project"), "--scratch", scratch, SCRATCH_PASSWORD="pw")
         finally:
             connection.execute("DROP ROLE powerless")
     assert (done.returncode, done.stdout) == (1, "")

@@ -4,7 +4,7 @@ An oid and a column's number outlive a renaming, so that everything can be named
 as it is today, where the way back begins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -195,23 +195,20 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 def rehearsed_revisions(watched: Watched) -> tuple[RehearsedRevision, ...]:
-    """What each revision did, in the order in which they ran."""
-    version_table = watched.version_table.get("name", "alembic_version")
-    found: list[RehearsedRevision] = []
-    before = watched.first
-    for step in watched.steps:
-        after = step.changes.apply(before)
-        found.append(_Step(step, watched.first, before, after, version_table).revision())
-        before = after
-    return tuple(found)
+    """What each revision did, in the order in which they ran; one that ran several times (for each tenant) is one."""
+    found: dict[str, RehearsedRevision] = {}
+    for step, _, _ in _steps(watched):
+        ran = step.revision()
+        known = found.get(ran.id)
+        found[ran.id] = ran if known is None else known.joined(ran)
+    return tuple(found.values())
 
 
-def archive_items(watched: Watched, revisions: Iterable[RehearsedRevision]) -> tuple[ArchiveItem, ...]:
+def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
     """What has to be kept before each revision runs, with the key that outlives it."""
     items: list[ArchiveItem] = []
-    before = watched.first
-    for step, revision in zip(watched.steps, revisions, strict=True):
-        after = step.changes.apply(before)
+    for step, before, after in _steps(watched):
+        revision = step.revision()
         keys = _Keys(before, after)
         gone = {table.table for table in revision.gone_tables}
         items += [
@@ -256,8 +253,17 @@ def archive_items(watched: Watched, revisions: Iterable[RehearsedRevision]) -> t
             for w in revision.written
             if w.may_lose
         ]
+    return tuple(dict.fromkeys(items))
+
+
+def _steps(watched: Watched) -> Iterator[tuple["_Step", Structure, Structure]]:
+    """Each step with the catalog before and after it."""
+    version_table = watched.version_table.get("name", "alembic_version")
+    before = watched.first
+    for step in watched.steps:
+        after = step.changes.apply(before)
+        yield _Step(step, watched.first, before, after, version_table), before, after
         before = after
-    return tuple(items)
 
 
 def _applied(before: dict[str, V], differing: dict[str, V | None]) -> dict[str, V]:

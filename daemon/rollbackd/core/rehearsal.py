@@ -105,6 +105,14 @@ class WrittenTable(msgspec.Struct, frozen=True, kw_only=True):
     may_lose: bool = True
 
 
+class TakenRows(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of a table that one revision's statements removed, or took a value from; as its own archive kept them."""
+
+    revision: str
+    table: TableName
+    rows: int
+
+
 class TakenLock(msgspec.Struct, frozen=True, kw_only=True):
     """The strongest lock that a step took on a relation that was there before it."""
 
@@ -140,6 +148,20 @@ class RehearsedRevision(msgspec.Struct, frozen=True, kw_only=True):
     gone_unique_indexes: tuple[str, ...] = ()
     transactional: bool = True
 
+    def joined(self, again: "RehearsedRevision") -> "RehearsedRevision":
+        """The same revision, run once more elsewhere, as one."""
+        both = {
+            name: tuple(dict.fromkeys((*getattr(self, name), *getattr(again, name))))
+            for name in self.__struct_fields__
+            if isinstance(getattr(self, name), tuple)
+        }
+        return msgspec.structs.replace(
+            self,
+            **both,
+            seconds=self.seconds + again.seconds,
+            transactional=self.transactional and again.transactional,
+        )
+
     @property
     def uses_rows(self) -> bool:
         """Whether what it does may depend on rows, so that an empty copy proves little."""
@@ -160,6 +182,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
 
     `expected` is the schema that it led to, with owners and grants where the copy had them (`keeps_owners`). `archive` is
     what has to be kept before each revision, as what went and changed was seen; `kept` is what was, where the way said so.
+    `taken` is exactly what its statements did to rows, where a copy with every row could tell; None where none could.
     """
 
     depth: Depth
@@ -176,6 +199,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     keeps_owners: bool = False
     archive: tuple[ArchiveItem, ...] = ()
     kept: tuple[dict[str, object], ...] = ()
+    taken: tuple[TakenRows, ...] | None = None
 
     @property
     def passed(self) -> bool:

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from rollbackd.core.rehearsal import Rehearsal
 from rollbackd.core.schema import TableName
 
 
@@ -103,3 +104,24 @@ class Risks(msgspec.Struct, frozen=True, kw_only=True):
             at_risk=tuple(r for r in self.at_risk if r.revision == revision),
             obstacles=tuple(o for o in self.obstacles if o.revision == revision),
         )
+
+
+def with_taken(risks: Risks, rehearsal: Rehearsal) -> Risks:
+    """The risks with what a rehearsal with every row saw its statements do, in place of what could be counted before."""
+    if rehearsal.taken is None:
+        return risks
+    taken = {(entry.revision, entry.table): entry.rows for entry in rehearsal.taken}
+    found = [risk for risk in risks.at_risk if risk.kind not in (RiskKind.UPDATED, RiskKind.DELETED)]
+    for revision in rehearsal.revisions:
+        for written in revision.written:
+            rows = taken.get((revision.id, written.table), 0)
+            if written.today is None or not rows:
+                continue
+            # TRUNCATE counts no row as deleted: what was neither deleted nor updated one by one was truncated.
+            deleted = min(rows, written.deleted) if written.updated or written.deleted else rows
+            for kind, amount in ((RiskKind.DELETED, deleted), (RiskKind.UPDATED, rows - deleted)):
+                if amount:
+                    found.append(
+                        RowsAtRisk(revision=revision.id, kind=kind, table=written.today, rows=amount)
+                    )
+    return msgspec.structs.replace(risks, at_risk=tuple(found))

@@ -179,9 +179,7 @@ async def _check_report(telling: Telling, *, status: str) -> dict[str, Any]:
     return report
 
 
-async def _check_brought_back(
-    telling: Telling, release: str, what: dict[str, list[str]], lost: Rows
-) -> None:
+async def _check_brought_back(telling: Telling, release: str, what: dict[str, list[str]], lost: Rows) -> None:
     """Migrate again, as the fixed release will, and bring back what the downgrade took away; twice, as people do."""
     stage, shop = telling.stage, telling.shop
     telling.show("stage", "the fixed migration is in; rollbackd restore brings the data back")
@@ -368,7 +366,12 @@ async def data_loss(telling: Telling) -> None:
     after = (await stage.rows(shop.database, columns))["reviews"]
     withdrawn = [row for row in left if row not in after]
     telling.show("stage", "a customer withdraws a review; that is no loss")
-    said = {"category": "data_loss", "severity": "critical", "name": "reviews_missing", "reason": "reviews are gone"}
+    said = {
+        "category": "data_loss",
+        "severity": "critical",
+        "name": "reviews_missing",
+        "reason": "reviews are gone",
+    }
     telling.claim(
         "the report of lost rows is recorded (202)", await stage.send(shop, "signal.firing", **said) == 202
     )

@@ -187,7 +187,8 @@ class Deciding:
             inputs_json=msgspec.json.encode(evidence, order="deterministic"),
             outcome=outcome,
         )
-        signature = decision.row.encode() + b"\0" + outcome.encode()
+        # That a loss turns out to be the migration's doing, or not to be, is news under the same row.
+        signature = f"{decision.row}\0{decision.facts['data']}\0{outcome}".encode()
         said = self._said.get(deployment.id)
         if said is not None and said[0] == signature:
             return said[1]

@@ -27,7 +27,7 @@ from rollbackd.core.verification import Verified
 from rollbackd.errors import RefusedError
 from rollbackd.ports import Clock, Described, MigrationEnvironment, Store
 from rollbackd.workflow.guarded import Guarded
-from rollbackd.workflow.rehearsing import Rehearsed, read_items, rehearse
+from rollbackd.workflow.rehearsing import Rehearsed, count_risks, read_items, rehearse
 
 
 class Planner:
@@ -201,9 +201,7 @@ class Planner:
         key = (way, fingerprint, scripts_sha256)
         known = self._rehearsed
         if known is not None and known[0] == key and known[1].rehearsal is not None:
-            risks = await self._guarded.database.risks(
-                known[1].rehearsal, self._guarded.settings.counting.budget
-            )
+            risks = await count_risks(self._guarded, known[1].rehearsal)
             # Rows that came since and are in the way make a rehearsal old.
             if {o.name for o in risks.obstacles if o.rows} <= {
                 o.name for o in known[1].risks.obstacles if o.rows

@@ -3,14 +3,17 @@ where the schema alone can't tell.
 """
 
 import msgspec
+import structlog
 
 from rollbackd.core.archives import ArchiveItem, ArchiveKind
 from rollbackd.core.reading import EffectKind, ReadRevision, read_effects
 from rollbackd.core.rehearsal import Depth, NewRule, Rehearsal, Way
-from rollbackd.core.risks import Risks
+from rollbackd.core.risks import Risks, with_taken
 from rollbackd.core.schema import TableName, quoted
 from rollbackd.errors import RollbackdError
 from rollbackd.workflow.guarded import Guarded
+
+log = structlog.get_logger()
 
 
 class Rehearsed(msgspec.Struct, frozen=True):
@@ -38,7 +41,7 @@ async def rehearse(
         # A sample means most where it holds the rows that are in the way, and the schema's rehearsal says which.
         depth = Depth.FULL if settings.depth == "full" else Depth.SCHEMA
     rehearsal = await rehearsals.rehearse(way, depth=depth, fingerprint=fingerprint)
-    risks = await _count(guarded, rehearsal)
+    risks = await count_risks(guarded, rehearsal)
     wants_rows = settings.depth == "sample" or (
         settings.depth == "auto" and rehearsal.passed and _needs_rows(rehearsal, risks)
     )
@@ -86,13 +89,16 @@ def read_items(
     return tuple(dict.fromkeys(found))
 
 
-async def _count(guarded: Guarded, rehearsal: Rehearsal) -> Risks:
+async def count_risks(guarded: Guarded, rehearsal: Rehearsal) -> Risks:
+    """What it would cost today's rows; nothing where that can't be counted, and the log says why."""
     if rehearsal.unknown:
         return Risks()
     try:
-        return await guarded.database.risks(rehearsal, guarded.settings.counting.budget)
-    except RollbackdError:
+        risks = await guarded.database.risks(rehearsal, guarded.settings.counting.budget)
+    except RollbackdError as error:
+        log.warning("risks_not_counted", target=guarded.name, error=str(error))
         return Risks()
+    return with_taken(risks, rehearsal)
 
 
 def _needs_rows(rehearsal: Rehearsal, risks: Risks) -> bool:

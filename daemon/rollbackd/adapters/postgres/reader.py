@@ -10,8 +10,8 @@ import asyncpg
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
 from rollbackd.adapters.postgres.risks import measure_risks
+from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import TableCount
 from rollbackd.core.rehearsal import Rehearsal
@@ -60,7 +60,7 @@ class PostgresReader:
     async def _heads(self, connection: asyncpg.Connection) -> tuple[str, ...]:
         if await connection.fetchval("SELECT to_regclass($1)", self._version_table) is None:
             return ()
-        rows = await connection.fetch(f"SELECT version_num FROM {self._version_table} ORDER BY 1")  # noqa: S608 - quoted
+        rows = await connection.fetch(f"SELECT version_num FROM {self._version_table} ORDER BY 1")
         return tuple(row[0] for row in rows)
 
     async def schema(self) -> Schema:
@@ -308,7 +308,7 @@ async def count_tables(
         count: int | None = None
         if left_s > 0 and len(counts) < most_tables:
             try:
-                query = f"SELECT count(*) FROM {_quoted(schema)}.{_quoted(table)}"  # noqa: S608 - both are quoted
+                query = f"SELECT count(*) FROM {_quoted(schema)}.{_quoted(table)}"
                 count = await _count(connection, query, left_s)
             except (TimeoutError, asyncpg.QueryCanceledError):
                 count = None
@@ -450,7 +450,7 @@ async def _orphans(connection: asyncpg.Connection) -> Finding:
         present = " AND ".join(f"c.{column} IS NOT NULL" for column in child_columns)
         match = " AND ".join(f"p.{pc} = c.{cc}" for pc, cc in zip(parent_columns, child_columns, strict=True))
         query = (
-            f"SELECT count(*) FROM {child} c WHERE {present}"  # noqa: S608 - identifiers are quoted by the server
+            f"SELECT count(*) FROM {child} c WHERE {present}"
             f" AND NOT EXISTS (SELECT 1 FROM {parent} p WHERE {match})"
         )
         try:
@@ -500,7 +500,7 @@ async def _sequences(connection: asyncpg.Connection) -> Finding:
     for sequence, table, column in rows:
         try:
             last, highest = await connection.fetchrow(
-                f"SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END,"  # noqa: S608 - quoted by the server
+                f"SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END,"
                 f" (SELECT max({column})::bigint FROM {table}) FROM {sequence}"
             )
         except asyncpg.PostgresError as error:

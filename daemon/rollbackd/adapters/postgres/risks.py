@@ -313,9 +313,9 @@ class _Measuring:
 
     def questions(self) -> list[_Question]:
         """All questions, in the order of the way back."""
-        gone = {t.today for revision in self._rehearsal.revisions for t in revision.gone_tables}
         found: list[_Question] = []
         for number, revision in enumerate(self._rehearsal.revisions):
+            gone = {table.today for table in revision.gone_tables}
             found += [
                 self._question(table.today, partial(self._gone_table, revision, table))
                 for table in self._without_parts(revision.gone_tables, lambda t: "")

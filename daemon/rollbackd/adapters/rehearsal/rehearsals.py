@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -12,12 +13,12 @@ from rollbackd.adapters.backup.scratch import mark, scratch_database
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.rehearsal.copies import Copies
-from rollbackd.adapters.rehearsal.verifying import Verifier, verify_on
+from rollbackd.adapters.rehearsal.verifying import Verifier, verify_each
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
 from rollbackd.core.archives import ENTRIES, SCHEMA, ArchiveKind
 from rollbackd.core.observing import archive_items, rehearsed_revisions
 from rollbackd.core.reading import ReadRevision
-from rollbackd.core.rehearsal import Depth, Rehearsal, Way
+from rollbackd.core.rehearsal import Depth, Rehearsal, TakenRows, Way
 from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
 from rollbackd.core.verification import Verified
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError
@@ -61,11 +62,35 @@ class TargetRehearsals:
                     depth, fingerprint, way.from_heads, timeout_s, wanted or {}
                 ) as copied:
                     place, owners, rows = copied
-                    found = await self._run(place, way, depth, owners=owners)
+                    if depth is Depth.FULL:
+                        found = await self._run_with_every_row(place, way, owners=owners)
+                    else:
+                        found = await self._run(place, way, depth, owners=owners)
             except RollbackdError as error:
                 found = _unknown(depth, way, str(error))
                 rows = 0
         return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3), rows=rows)
+
+    async def _run_with_every_row(self, place: Place, way: Way, *, owners: bool) -> Rehearsal:
+        """Where its statements work on rows, once more with the archive, which tells exactly which rows those are.
+
+        The first time on a clone; the second is a rehearsal of the archive as well.
+        """
+        async with scratch_database(self._target, self._store_id, place.database) as clone:
+            seen = await self._run(clone, way, Depth.FULL, owners=owners)
+        if not seen.passed or not any(w.may_lose for r in seen.revisions for w in r.written):
+            return seen
+        again = await self._run(
+            place, msgspec.structs.replace(way, archive=seen.archive), Depth.FULL, owners=owners
+        )
+        if not again.passed:
+            return again
+        taken = tuple(
+            TakenRows(revision=revision, table=table, rows=rows)
+            for revision, table, kind, rows in await self._archived(place)
+            if kind is ArchiveKind.ROWS
+        )
+        return msgspec.structs.replace(seen, taken=taken, seconds=again.seconds)
 
     async def rehearse_on(self, copy: RestoredCopy, way: Way) -> Rehearsal:
         """Run it on a copy that somebody else has just restored: proof and rehearsal in one act."""
@@ -96,18 +121,25 @@ class TargetRehearsals:
         """What a replay kept, by table; a changed row counts where a value that was there is another one now."""
         assert isinstance(copy, Place), "only our own backups hand over a copy"
         found: dict[str, int] = {}
-        connection: asyncpg.Connection = await connect(copy, self._target.database.connect_timeout)
+        for _, table, _, rows in await self._archived(copy):
+            found[table.text()] = found.get(table.text(), 0) + rows
+        return found
+
+    async def _archived(self, place: Place) -> list[tuple[str, TableName, ArchiveKind, int]]:
+        """What the archive of a copy holds: revision, table, kind, and how many rows or values are really gone."""
+        found: list[tuple[str, TableName, ArchiveKind, int]] = []
+        connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout)
         try:
             if await connection.fetchval("SELECT to_regclass($1)", ENTRIES.sql()) is None:
                 return found
-            for kind, schema, name, archive, rows in await connection.fetch(
-                f"SELECT kind, table_schema, table_name, archive, row_count FROM {ENTRIES.sql()}"  # noqa: S608 - ours
+            for revision, kind, schema, name, archive, kept in await connection.fetch(
+                f"SELECT revision, kind, table_schema, table_name, archive, row_count FROM {ENTRIES.sql()}"  # noqa: S608 - ours
             ):
-                table = TableName(schema, name).text()
+                rows = kept
                 if kind == ArchiveKind.ROWS:
-                    place = TableName(SCHEMA, archive).sql()
-                    rows = await connection.fetchval(_TAKEN_ROWS.format(place=place))  # noqa: PLW2901
-                found[table] = found.get(table, 0) + int(rows)
+                    archived = TableName(SCHEMA, archive).sql()
+                    rows = await connection.fetchval(_TAKEN_ROWS.format(place=archived))
+                found.append((revision, TableName(schema, name), ArchiveKind(kind), int(rows)))
         finally:
             await connection.close(timeout=5)
         return found
@@ -124,14 +156,17 @@ class TargetRehearsals:
     ) -> tuple[Verified, ...]:
         """Put these revisions on a copy, take each off and put it on again."""
         timeout_s = self._target.rehearsal.timeout
-        async with (
-            self._turn,
-            self._copies.copy(depth, fingerprint, heads, timeout_s, {}) as (place, _, _),
-        ):
-            worker = self._worker_at(place, kept_scripts)
-            verifier = Verifier(self._target, worker, place, dict(titles), made_up_rows=MADE_UP_ROWS)
-            await verifier.make_up_rows()
-            verified, _ = await verify_on(verifier, list(reads))
+
+        @asynccontextmanager
+        async def stand(done: tuple[str, ...]) -> AsyncIterator[Verifier]:
+            async with self._copies.copy(depth, fingerprint, heads, timeout_s, {}) as (place, _, _):
+                worker = self._worker_at(place, kept_scripts)
+                verifier = Verifier(self._target, worker, place, dict(titles), made_up_rows=MADE_UP_ROWS)
+                await verifier.stand_on(done)
+                yield verifier
+
+        async with self._turn:
+            verified, _ = await verify_each(list(reads), stand)
         return tuple(verified)
 
     async def prepare(self, fingerprint: str, heads: tuple[str, ...], kept_scripts: str = "") -> None:
@@ -173,7 +208,7 @@ class TargetRehearsals:
             expected=after,
             failure=watched.failure,
             keeps_owners=owners,
-            archive=archive_items(watched, ran),
+            archive=archive_items(watched),
             kept=watched.kept,
         )
 

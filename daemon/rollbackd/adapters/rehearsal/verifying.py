@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -34,6 +34,10 @@ class CannotGoOnError(Exception):
         self.verified = verified
 
 
+class CannotStandError(Exception):
+    """What stands below a revision couldn't be put on again; says why."""
+
+
 class Verifier:
     """Verifies revisions one after another in one scratch database, wherever that stands."""
 
@@ -51,16 +55,20 @@ class Verifier:
         self._place = place
         self._titles = titles
         self._made_up_rows = made_up_rows
+        self.has_made_up_rows = False
         migrations = target.migrations
         self._version = TableName(migrations.version_table_schema or "public", migrations.version_table)
         self._version_sql = quoted(migrations.version_table)
         if migrations.version_table_schema:
             self._version_sql = f"{quoted(migrations.version_table_schema)}.{self._version_sql}"
 
-    async def make_up_rows(self) -> None:
-        """See to it that every table holds rows, before the first revision is verified."""
+    async def make_up_rows(self) -> int:
+        """See to it that every table holds rows; how many were made up for that."""
         async with self._looking() as connection:
-            await fill_tables(connection, rows=self._made_up_rows, skip=frozenset({self._version}))
+            filled = await fill_tables(connection, rows=self._made_up_rows, skip=frozenset({self._version}))
+        added = sum(table.added for table in filled)
+        self.has_made_up_rows = self.has_made_up_rows or added > 0
+        return added
 
     async def put_on(self, revisions: tuple[str, ...], *, observe: bool = False) -> Watched:
         """Put these revisions on, in this order; a failure is in the answer."""
@@ -70,13 +78,27 @@ class Verifier:
         )
         return await self._worker.rehearse(way, timeout_s=self._target.rehearsal.timeout)
 
-    async def verify(self, read: ReadRevision) -> Verified:
-        """Up, rows, down, up again: what was found.
+    async def stand_on(self, revisions: tuple[str, ...]) -> None:
+        """Put on what was verified already.
+
+        Raises:
+            CannotStandError: when that fails.
+        """
+        if not revisions:
+            return
+        failed = (await self.put_on(revisions)).failure
+        if failed is not None:
+            raise CannotStandError(f"{failed.revision} can't be put on again: {failed.reason}")
+
+    async def verify(self, read: ReadRevision, *, over_rows: bool = True) -> Verified:
+        """Up, rows, down, up again: what was found. Without `over_rows` the upgrade meets no rows made up for it.
 
         Raises:
             CannotGoOnError: when it isn't on in the end.
         """
         began = time.monotonic()
+        if over_rows:
+            await self.make_up_rows()
         async with self._looking() as connection:
             before, heads_before = await self._look(connection)
             rows_before = await self._rows(connection)
@@ -85,11 +107,15 @@ class Verifier:
         if up.failure is not None:
             found.append(Found(fault=Fault.UPGRADE_FAILS, text=f"can't be put on: {up.failure.reason}"))
             raise CannotGoOnError(self._verified(read, found, began, 0))
-        made_up = 0
         async with self._looking() as connection:
-            filled = await fill_tables(connection, rows=self._made_up_rows, skip=frozenset({self._version}))
-            made_up = sum(table.added for table in filled)
             upgraded, heads_up = await self._look(connection)
+        if read.id not in heads_up:
+            text = (
+                f"can't be put on: Alembic reports success, and the version table says {heads_text(heads_up)}"
+            )
+            found.append(Found(fault=Fault.UPGRADE_FAILS, text=text))
+            raise CannotGoOnError(self._verified(read, found, began, 0))
+        made_up = await self.make_up_rows()
         if reason := irreversible(read):
             found.append(Found(fault=Fault.IRREVERSIBLE, text=reason))
             return self._verified(read, found, began, made_up)
@@ -117,7 +143,8 @@ class Verifier:
             if rows_after.get(table, ((), ()))[0] == columns
         ]
         kept = changed_rows({t: rows_before[t][1] for t in same}, {t: rows_after[t][1] for t in same})
-        seen = (drift(compare_schemas(before, after)), kept)
+        # Without rows made up before, those that are there get values made up into their empty columns in between.
+        seen = (drift(compare_schemas(before, after)), kept if over_rows else None)
         found += [one for one in seen if one is not None]
         found += [lost for one in rehearsed_revisions(down) if (lost := lost_data(one)) is not None]
         again = await self.put_on((read.id,))
@@ -184,27 +211,47 @@ class Verifier:
         return found
 
 
-async def verify_on(
-    verifier: Verifier, reads: list[ReadRevision], told: Told | None = None
+# Gives a database where these revisions are on and the next one isn't; no rows are made up in it yet.
+Stand = Callable[[tuple[str, ...]], AbstractAsyncContextManager[Verifier]]
+
+
+async def verify_each(
+    reads: list[ReadRevision], stand: Stand, told: Told | None = None
 ) -> tuple[list[Verified], str]:
-    """Verify these revisions in their order, on a database that stands right before the first.
+    """Verify these revisions in their order, and go on in another database where one leaves its own half done.
+
+    Made-up rows are meant to be in the way of downgrades. Where they are in the way of an upgrade, which real rows may
+    well pass (a column becomes NOT NULL or unique), it is put on without them, and verified from there.
 
     Returns:
         What was found, and why it ended before the last one (empty where it didn't).
     """
     verified: list[Verified] = []
-    for read in reads:
+    over_rows = True
+    while len(verified) < len(reads):
+        at = len(verified)
         try:
-            one = await verifier.verify(read)
-        except CannotGoOnError as error:
-            one = error.verified
-            verified.append(one)
-            if told is not None:
-                told(one)
-            return verified, f"{read.id} left the database neither before nor after it"
-        verified.append(one)
-        if told is not None:
-            told(one)
+            async with stand(tuple(read.id for read in reads[:at])) as verifier:
+                for read in reads[at:]:
+                    is_on = True
+                    try:
+                        one = await verifier.verify(read, over_rows=over_rows)
+                    except CannotGoOnError as error:
+                        one, is_on = error.verified, False
+                    fails = Fault.UPGRADE_FAILS in one.faults()
+                    if fails and verifier.has_made_up_rows:
+                        over_rows = False
+                        break
+                    over_rows = True
+                    verified.append(one)
+                    if told is not None:
+                        told(one)
+                    if fails:
+                        return verified, f"{read.id} can't be put on, so nothing above it can be verified"
+                    if not is_on:
+                        break
+        except CannotStandError as error:
+            return verified, str(error)
     return verified, ""
 
 
@@ -217,50 +264,32 @@ async def verify_from_base(
     made_up_rows: int = 3,
     told: Told | None = None,
 ) -> Verification:
-    """Verify every revision above `start` (all, where that is empty), on an empty scratch database.
-
-    Where a revision leaves the database neither before nor after it, the database is built anew up to that revision, and
-    the rest is verified all the same.
+    """Verify every revision above `start` (all, where that is empty), on empty scratch databases.
 
     Raises:
         RefusedError: when there are no scripts, or `start` names none.
         PermanentError, TransientError: when scratch can't be had.
     """
     began = time.monotonic()
-    verified: list[Verified] = []
-    stopped = ""
     worker: AlembicWorker | None = None
     try:
-        done: tuple[str, ...] = start
-        while not stopped:
+        async with scratch_database(target, store_id) as place:
+            worker = AlembicWorker(target, kept, ScratchPlace(place=place, mark=mark(store_id)))
+            graph = RevisionGraph((await worker.describe()).revisions)
+            below = graph.order_up((), start) if start else ()
+            order = graph.order_up(graph.heads_of(frozenset(below)))
+            read = await worker.read(order) if order else {}
+        titles = {revision: graph[revision].title for revision in graph.ids()}
+
+        @asynccontextmanager
+        async def stand(done: tuple[str, ...]) -> AsyncIterator[Verifier]:
             async with scratch_database(target, store_id) as place:
-                scratch = ScratchPlace(place=place, mark=mark(store_id))
-                if worker is None:
-                    worker = AlembicWorker(target, kept, scratch)
-                worker.move_to(scratch)
-                graph = RevisionGraph((await worker.describe()).revisions)
-                titles = {revision: graph[revision].title for revision in graph.ids()}
+                worker.move_to(ScratchPlace(place=place, mark=mark(store_id)))
                 verifier = Verifier(target, worker, place, titles, made_up_rows=made_up_rows)
-                below = graph.order_up((), done) if done else ()
-                if below:
-                    failed = (await verifier.put_on(below)).failure
-                    if failed is not None:
-                        stopped = f"{failed.revision} can't be put on again from base: {failed.reason}"
-                        break
-                    await verifier.make_up_rows()
-                order = graph.order_up(graph.heads_of(frozenset(below)))
-                if not order:
-                    break
-                read = await worker.read(order)
-                found, why = await verify_on(verifier, [read[revision] for revision in order], told)
-                verified += found
-                if not why:
-                    break
-                last = verified[-1]
-                if Fault.UPGRADE_FAILS in last.faults():
-                    stopped = f"{last.revision} can't be put on, so nothing above it can be verified"
-                else:
-                    done = graph.heads_of(frozenset((*below, *order[: len(found)])))
+                await verifier.stand_on((*below, *done))
+                yield verifier
+
+        verified, stopped = await verify_each([read[revision] for revision in order], stand, told)
     finally:
         if worker is not None:
             await worker.close()

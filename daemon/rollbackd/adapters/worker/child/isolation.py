@@ -5,7 +5,6 @@ database while one is rehearsed.
 from __future__ import annotations
 
 import importlib
-import os
 import socket
 import sys
 import threading
@@ -201,7 +200,11 @@ class OnlyScratch:
 
     def _checking_processes(self, original: Callable[..., Any]) -> Any:
         def start(*arguments: Any, **more: Any) -> Any:
-            return original(*arguments, **more) if not self._on else self._refuse("it starts a process of its own")
+            return (
+                original(*arguments, **more)
+                if not self._on
+                else self._refuse("it starts a process of its own")
+            )
 
         return start
 

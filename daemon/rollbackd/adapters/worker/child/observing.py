@@ -94,12 +94,13 @@ def changes(before: Structure, after: Structure) -> dict[str, dict[str, Any]]:
 
 
 class Observer:
-    """Sees what each revision does on one connection. It asks on that very connection, between the statements."""
+    """Sees what each revision does, on whatever connections env.py runs it, one after another (a schema for each tenant).
 
-    def __init__(self, connection: Connection) -> None:
-        from sqlalchemy import event
+    It asks on the very connection, between the statements.
+    """
 
-        self._connection = connection
+    def __init__(self) -> None:
+        self._connection: Connection = None  # type: ignore[assignment]
         self._looking = False
         self._began = 0.0
         self._held: dict[int, tuple[set[str], int, int, int]] = {}
@@ -107,6 +108,14 @@ class Observer:
         self.first: Structure = {}
         self.steps: list[dict[str, Any]] = []
         self.statement = ""
+
+    def attach(self, connection: Connection) -> None:
+        """Watch this connection from now on."""
+        from sqlalchemy import event
+
+        if connection is self._connection:
+            return
+        self._connection = connection
         event.listen(connection, "before_cursor_execute", self._before)
         event.listen(connection, "after_cursor_execute", self._after)
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
 from .archiving import Archiving
-from .faults import AsksQuestion, Refused, TouchesTheWorld, Transient, describe_error, redact, sqlstate
+from .faults import Refused, TouchesTheWorld, Transient, describe_error, redact, sqlstate
 from .marks import LOCK_KEY, MARKER, START_IDENTITY, STARTED
 from .observing import Observer
 from .scripts import Scripts
@@ -134,20 +134,15 @@ class Worker(Scripts):
         only_scratch.move(scratch)
         only_scratch.reached_out = ""
         began = time.monotonic()
-        observers: list[Observer] = []
+        observer = Observer()
         kept: list[dict[str, Any]] = []
         failure: dict[str, str] | None = None
-        reached_out = ""
         running: list[str] = []
         table: dict[str, str] = {}
 
         def guard(connection: Connection, options: dict[str, Any]) -> None:
             only_scratch.require_mark(connection)
             set_all(connection, session_settings("rehearsal", lock_timeout_s, statement_timeout_s))
-
-        def first_met(connection: Connection, options: dict[str, Any]) -> None:
-            if observe and not observers:
-                observers.append(Observer(connection))
 
         def around(context: MigrationContext, revision: str, original: Callable[..., Any]) -> Any:
             def plainly(**options: Any) -> None:
@@ -157,60 +152,37 @@ class Worker(Scripts):
             def observed(**options: Any) -> None:
                 assert context.connection is not None, "a migration runs on a connection"
                 table.update(name=context.version_table, schema=context.version_table_schema or "")
-                locks = not commits_each_statement(context)
-                # A connection that env.py made out of the one it configured is the same session.
-                if not observers:
-                    observers.append(Observer(context.connection))
+                observer.attach(context.connection)
                 running.append(revision)
                 archiving = Archiving(context.connection, "rehearsal", archive) if archive else None
                 if archiving is not None:
-                    archiving.before(revision, locks)
-                observers[0].begin(revision)
+                    archiving.before(revision, not commits_each_statement(context))
+                observer.begin(revision)
                 original(**options)
-                observers[0].end()
+                observer.end()
                 if archiving is not None:
                     kept.extend(archiving.after(revision))
 
             return observed if observe else plainly
 
         try:
-            self._migrate(
-                direction,
-                revisions,
-                from_heads,
-                to_heads,
-                guards=(guard,),
-                first_met=first_met,
-                around=around,
-            )
-        except Exception as error:
-            if not running:
-                raise
-            _, message = describe_error(error)
-            failure = {
-                "revision": running[-1],
-                "reason": redact(message),
-                "sqlstate": sqlstate(error),
-                "statement": redact(observers[0].statement) if observers else "",
-            }
-        except (AsksQuestion, TouchesTheWorld, SystemExit) as error:
-            if not running:
+            self._migrate(direction, revisions, from_heads, to_heads, guards=(guard,), around=around)
+        except BaseException as error:  # user code may raise anything, SystemExit included
+            if not running or isinstance(error, KeyboardInterrupt):
                 raise
             failure = {
                 "revision": running[-1],
                 "reason": redact(describe_error(error)[1]),
-                "sqlstate": "",
-                "statement": redact(observers[0].statement) if observers else "",
+                "sqlstate": sqlstate(error),
+                "statement": redact(observer.statement),
             }
             if isinstance(error, TouchesTheWorld):
-                reached_out = failure["reason"]
+                only_scratch.reached_out = failure["reason"]
         return {
-            "first": observers[0].first if observers else {},
-            "steps": [step for step in observers[0].steps if step["changes"] is not None]
-            if observers
-            else [],
+            "first": observer.first,
+            "steps": [step for step in observer.steps if step["changes"] is not None],
             "failure": failure,
-            "reached_out": reached_out or redact(only_scratch.reached_out),
+            "reached_out": redact(only_scratch.reached_out),
             "version_table": table,
             "kept": kept,
             "seconds": round(time.monotonic() - began, 6),
