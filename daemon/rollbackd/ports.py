@@ -162,10 +162,19 @@ class DatabaseReader(Protocol):
 
     async def findings_before(self) -> tuple[Finding, ...]: ...
     async def findings_after(
-        self, lossy_tables: tuple[str, ...], counts_before: tuple[TableCount, ...]
+        self,
+        lossy_tables: tuple[str, ...],
+        counts_before: tuple[TableCount, ...],
+        renamed: Mapping[str, str] = ...,
     ) -> tuple[Finding, ...]: ...
+    async def checksums(self, tables: tuple[str, ...]) -> dict[str, str]:
+        """A checksum of each table's keys; empty for a table that isn't there."""
+
     async def risks(self, rehearsal: Rehearsal, budget_s: float) -> Risks:
         """What a rehearsed way back would cost today's rows, and what would break it."""
+
+    async def not_owned(self, role: str, tables: tuple[TableName, ...]) -> dict[TableName, str]:
+        """Those of these tables that this role may not alter or drop, and who owns them."""
 
     async def table_sizes(self) -> dict[TableName, int]:
         """Bytes of every table with its indexes and large values; a partitioned table's are its partitions'."""
@@ -201,6 +210,7 @@ class MigrationEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     commits_each_statement: bool
     search_path: tuple[str, ...]
     driver: str
+    role: str = ""
 
 
 class DowngradeResult(msgspec.Struct, frozen=True, kw_only=True):

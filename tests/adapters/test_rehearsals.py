@@ -418,7 +418,7 @@ async def test_the_kept_copy_serves_the_same_schema_and_is_made_anew_for_another
     assert anew != kept
     assert any("later" in name for name in other.expected.objects)
     assert not any("later" in name for name in again.expected.objects)
-    assert IN_USE == {anew}
+    assert {anew} == IN_USE
 
 
 async def test_a_prepared_rehearsal_has_its_copy_and_its_child_already(

@@ -28,10 +28,8 @@ REVISIONS = (
     ("column", "ALTER TABLE t ADD v bigint", "ALTER TABLE t DROP v"),
     ("table", "CREATE TABLE t (id bigint PRIMARY KEY, w int, v bigint)", "DROP TABLE t"),
 )
-READ, WRITE = (
-    "SELECT w FROM t WHERE id = 7",
-    "UPDATE t SET w = w + 1 WHERE id = (SELECT 1 + (random() * 900000)::int)",
-)
+READ = "SELECT w FROM t WHERE id = 7"
+WRITE = "UPDATE t SET w = w + 1 WHERE id = (SELECT 1 + (random() * 900000)::int)"
 
 
 async def archives(rounds: int) -> None:
@@ -163,7 +161,7 @@ class _Other:
             while not self._stopping.wait(0.002):
                 began = self._began = time.monotonic()
                 try:
-                    connection.execute(self._statement)  # type: ignore[call-overload]
+                    connection.execute(self._statement)
                 except psycopg.errors.UndefinedTable:
                     # The table went while it waited: that was the wait.
                     self._stopping.set()

@@ -125,7 +125,7 @@ class Ground:
         rows: list[tuple[Any, ...]] = []
         with psycopg.connect(self.postgres.url(database), autocommit=True) as connection:
             for statement in statements:
-                cursor = connection.execute(statement)  # type: ignore[call-overload]
+                cursor = connection.execute(statement)
                 rows = cursor.fetchall() if cursor.description else []
         return rows
 

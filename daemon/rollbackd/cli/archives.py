@@ -9,6 +9,7 @@ from rollbackd.app.local import running_daemon, working
 from rollbackd.cli.acting import json_option, me
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.output import console, safe, show_json, table
+from rollbackd.errors import RefusedError
 from rollbackd.workflow.bringing_back import describe_archive, describe_restore
 
 # Bringing back millions of rows takes its time.
@@ -45,15 +46,26 @@ async def restore(
         if dry_run:
             return 0
         if not found["restored"]:
-            click.echo("nothing is left to bring back")
+            if as_json:
+                show_json(found)
+            else:
+                click.echo("nothing is left to bring back")
             return 0
-        click.confirm(f"Bring back {found['restored']:,} rows and values?", abort=True)
+        _ask(found["restored"])
     found = await _restore(config, run, dry_run=False, lost=lost)
     if as_json:
         show_json(found)
     else:
         _show(found)
     return 0
+
+
+def _ask(restored: int) -> None:
+    try:
+        if not click.confirm(f"Bring back {restored:,} rows and values?", err=True):
+            raise RefusedError("nothing was done")
+    except click.Abort:
+        raise RefusedError("nobody answered, so nothing was done; --yes goes on without questions") from None
 
 
 async def _restore(config: Path, run: str, *, dry_run: bool, lost: bool) -> dict[str, Any]:

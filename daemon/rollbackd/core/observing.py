@@ -111,6 +111,13 @@ class Labels(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
 
 
+class Attributes(msgspec.Struct, frozen=True):
+    """A composite type's attributes, each as its name and type."""
+
+    type_oid: int
+    attributes: tuple[str, ...]
+
+
 class Structure(msgspec.Struct, frozen=True):
     """The catalog at one moment, by key."""
 
@@ -119,6 +126,7 @@ class Structure(msgspec.Struct, frozen=True):
     constraints: dict[str, Constraint] = {}
     indexes: dict[str, UniqueIndex] = {}
     labels: dict[str, Labels] = {}
+    composites: dict[str, Attributes] = {}
 
     def relation(self, oid: int) -> Relation | None:
         """The relation of this oid."""
@@ -142,6 +150,7 @@ class StructureChanges(msgspec.Struct, frozen=True):
     constraints: dict[str, Constraint | None] = {}
     indexes: dict[str, UniqueIndex | None] = {}
     labels: dict[str, Labels | None] = {}
+    composites: dict[str, Attributes | None] = {}
 
     def apply(self, before: Structure) -> Structure:
         """The catalog afterwards."""
@@ -202,6 +211,20 @@ def rehearsed_revisions(watched: Watched) -> tuple[RehearsedRevision, ...]:
         known = found.get(ran.id)
         found[ran.id] = ran if known is None else known.joined(ran)
     return tuple(found.values())
+
+
+def renamed_tables(watched: Watched) -> tuple[tuple[TableName, TableName], ...]:
+    """Tables that have another name (or schema) in the end: the first name and the last."""
+    last = watched.first
+    for _, _, after in _steps(watched):
+        last = after
+    return tuple(
+        (relation.named(), now.named())
+        for key, relation in watched.first.relations.items()
+        if relation.kind in TABLES
+        and (now := last.relations.get(key)) is not None
+        and now.named() != relation.named()
+    )
 
 
 def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
@@ -442,7 +465,31 @@ class _Step:
                     labels=missing if new_labels else (),
                 )
             )
-        return tuple(found)
+        return (*found, *self._recomposed())
+
+    def _recomposed(self) -> list[ChangedColumn]:
+        """Columns whose composite type has other attributes now, under the same name."""
+        differing = {
+            attributes.type_oid
+            for key, attributes in self._step.changes.composites.items()
+            if attributes is not None and key in self._before.composites
+        }
+        return [
+            ChangedColumn(
+                table=relation.named(),
+                column=column.name,
+                old_type=column.type,
+                new_type=column.type,
+                keeps_values=False,
+                today=self._today_name(relation.oid),
+                today_column=self._today_column(relation.oid, column.number),
+            )
+            for column in self._before.columns.values()
+            if column.type_oid in differing
+            and (relation := self._before.relation(column.relation)) is not None
+            and relation.kind in TABLES
+            and self._after.column(column.relation, column.number) is not None
+        ]
 
     @staticmethod
     def _labels(structure: Structure, type_oid: int) -> tuple[str, ...]:

@@ -254,6 +254,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     old_release: OldRelease = OldRelease(works=None)
     estimate: Estimate = Estimate()
     fingerprint: str = ""
+    renamed: dict[str, str] = {}
 
     @property
     def verdict(self) -> Verdict:
@@ -367,7 +368,7 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
     loses = tuple(dict.fromkeys(_losses(revisions, findings)))
     ahead = () if way is WayBack.LEAVE_SCHEMA else _copied_ahead(findings, means)
     estimate = _estimate(revisions, findings, ahead, times)
-    groups = _groups(path, revisions, times, findings.one_transaction_each)
+    groups = _as_rehearsed(_groups(path, revisions, times, findings.one_transaction_each), findings.rehearsal)
     if way is WayBack.LEAVE_SCHEMA:
         steps = _steps_leaving_schema(path, means, times, release_to)
         loses, groups = (), []
@@ -396,7 +397,22 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
         old_release=findings.old_release,
         estimate=estimate,
         fingerprint=findings.fingerprint,
+        renamed={
+            f"{old.schema}.{old.name}": f"{new.schema}.{new.name}"
+            for old, new in (rehearsal.renamed if rehearsal is not None else ())
+        },
     )
+
+
+def _as_rehearsed(groups: list[Downgrade], rehearsal: Rehearsal | None) -> list[Downgrade]:
+    """The groups with what the rehearsal knows better than a reading: whether the catalog is another one afterwards."""
+    if rehearsal is None or not rehearsal.passed:
+        return groups
+    differs = not rehearsal.difference.is_empty()
+    return [
+        msgspec.structs.replace(g, changes_schema=differs and (len(groups) == 1 or g.changes_schema))
+        for g in groups
+    ]
 
 
 def choose_way(means: Means, old_release: OldRelease) -> tuple[WayBack, tuple[str, ...]]:
@@ -808,6 +824,8 @@ def _standing_alone(revision: PlannedRevision) -> PlannedRevision:
 def _changes_data(revision: PlannedRevision) -> bool:
     """Whether it may change rows without changing the catalog."""
     kinds = {EffectKind.UPDATE, EffectKind.DELETE, EffectKind.TRUNCATE, EffectKind.UNREAD}
+    if revision.writes:
+        return True
     inserts = any(statement.lstrip()[:6].upper() == "INSERT" for statement in revision.statements)
     return bool(revision.unread) or inserts or any(effect.kind in kinds for effect in revision.effects)
 

@@ -106,11 +106,14 @@ class WrittenTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TakenRows(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of a table that one revision's statements removed, or took a value from; as its own archive kept them."""
+    """Rows of a table that one revision's statements removed or changed, or values of a column that its new type changed;
+    as its own archive kept them. `column` is empty for rows.
+    """
 
     revision: str
     table: TableName
     rows: int
+    column: str = ""
 
 
 class TakenLock(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +186,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     `expected` is the schema that it led to, with owners and grants where the copy had them (`keeps_owners`). `archive` is
     what has to be kept before each revision, as what went and changed was seen; `kept` is what was, where the way said so.
     `taken` is exactly what its statements did to rows, where a copy with every row could tell; None where none could.
+    `renamed` are tables with another name afterwards: today's and that one.
     """
 
     depth: Depth
@@ -200,6 +204,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     archive: tuple[ArchiveItem, ...] = ()
     kept: tuple[dict[str, object], ...] = ()
     taken: tuple[TakenRows, ...] | None = None
+    renamed: tuple[tuple[TableName, TableName], ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -8,6 +8,9 @@ from rollbackd.core.rehearsal import Rehearsal
 from rollbackd.core.schema import TableName
 
 
+OWNERSHIP = "ownership"
+
+
 class RiskKind(StrEnum):
     """What happens to the rows that are counted."""
 
@@ -54,8 +57,8 @@ class RowsAtRisk(msgspec.Struct, frozen=True, kw_only=True):
 class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
     """Today's rows that a new rule of the old schema doesn't admit, so that the downgrade would fail.
 
-    `rule` is not_null, unique, foreign_key, check, cast, enum_label or no_default (a column without a default that has to
-    be filled in rows that are there). `certain` is False where the same way back writes the table first, and so may mend
+    `rule` is not_null, unique, foreign_key, check, cast, enum_label, no_default (a column without a default that has to
+    be filled in rows that are there), or ownership (`name` owns the table, and a copy in scratch has another owner). `certain` is False where the same way back writes the table first, and so may mend
     it. `rows` is -1 where nobody could count, and `unknown` says why.
     """
 
@@ -72,6 +75,10 @@ class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """The obstacle in a sentence."""
         place = f"{self.table.text()}({', '.join(self.columns)})" if self.columns else self.table.text()
+        if self.rule == OWNERSHIP:
+            return (
+                f"{place} belongs to {self.name}, and the role that migrates may not alter it: must be owner"
+            )
         if self.rows < 0:
             return f"{place}: whether {self.rule} {self.name} holds couldn't be counted ({self.unknown})"
         what = {
@@ -106,22 +113,37 @@ class Risks(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+_BY_STATEMENTS = (RiskKind.UPDATED, RiskKind.DELETED, RiskKind.NARROWED)
+
+
 def with_taken(risks: Risks, rehearsal: Rehearsal) -> Risks:
     """The risks with what a rehearsal with every row saw its statements do, in place of what could be counted before."""
     if rehearsal.taken is None:
         return risks
-    taken = {(entry.revision, entry.table): entry.rows for entry in rehearsal.taken}
-    found = [risk for risk in risks.at_risk if risk.kind not in (RiskKind.UPDATED, RiskKind.DELETED)]
+    rows_of = {(entry.revision, entry.table, entry.column): entry.rows for entry in rehearsal.taken}
+    found = [risk for risk in risks.at_risk if risk.kind not in _BY_STATEMENTS]
     for revision in rehearsal.revisions:
+        for changed in revision.changed_columns:
+            rows = rows_of.get((revision.id, changed.table, changed.column), 0)
+            if changed.today is not None and rows:
+                found.append(
+                    RowsAtRisk(
+                        revision=revision.id,
+                        kind=RiskKind.NARROWED,
+                        table=changed.today,
+                        column=changed.today_column,
+                        rows=rows,
+                    )
+                )
         for written in revision.written:
-            rows = taken.get((revision.id, written.table), 0)
+            rows = rows_of.get((revision.id, written.table, ""), 0)
             if written.today is None or not rows:
                 continue
             # TRUNCATE counts no row as deleted: what was neither deleted nor updated one by one was truncated.
             deleted = min(rows, written.deleted) if written.updated or written.deleted else rows
-            for kind, amount in ((RiskKind.DELETED, deleted), (RiskKind.UPDATED, rows - deleted)):
-                if amount:
-                    found.append(
-                        RowsAtRisk(revision=revision.id, kind=kind, table=written.today, rows=amount)
-                    )
+            found += [
+                RowsAtRisk(revision=revision.id, kind=kind, table=written.today, rows=amount)
+                for kind, amount in ((RiskKind.DELETED, deleted), (RiskKind.UPDATED, rows - deleted))
+                if amount
+            ]
     return msgspec.structs.replace(risks, at_risk=tuple(found))

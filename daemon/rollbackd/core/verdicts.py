@@ -12,7 +12,7 @@ import msgspec
 from rollbackd.core.assess import heads_text
 from rollbackd.core.reading import DESTROYS, EffectKind, ReadRevision, irreversible, read_effects
 from rollbackd.core.rehearsal import Depth, Rehearsal, RehearsedRevision
-from rollbackd.core.risks import Risks
+from rollbackd.core.risks import OWNERSHIP, Risks
 
 
 class Verdict(StrEnum):
@@ -75,6 +75,9 @@ def _judge(read: ReadRevision, rehearsal: Rehearsal | None, risks: Risks, stoppe
             f" {heads_text(rehearsal.to_heads)}: the stamp is lost, most likely because the migration commits by itself"
         )
         return Judged(verdict=Verdict.WILL_FAIL, why=(why,))
+    forbidden = [o for o in risks.obstacles if o.rule == OWNERSHIP]
+    if forbidden:
+        return Judged(verdict=Verdict.WILL_FAIL, why=tuple(o.text() for o in forbidden))
     if rehearsal.depth is not Depth.FULL:
         certain = [o for o in risks.obstacles if o.rows > 0 and o.certain]
         if certain:

@@ -188,7 +188,7 @@ class Deciding:
             outcome=outcome,
         )
         # That a loss turns out to be the migration's doing, or not to be, is news under the same row.
-        signature = f"{decision.row}\0{decision.facts['data']}\0{outcome}".encode()
+        signature = f"{decision.row}\0{decision.facts.data}\0{outcome}".encode()
         said = self._said.get(deployment.id)
         if said is not None and said[0] == signature:
             return said[1]

@@ -5,6 +5,8 @@ it out.
 import asyncio
 from collections.abc import Mapping
 
+import msgspec
+
 from rollbackd.core.archives import ArchiveItem
 from rollbackd.core.assess import heads_text
 from rollbackd.core.plan import (
@@ -20,7 +22,7 @@ from rollbackd.core.reading import ReadRevision, irreversible, read_effects
 from rollbackd.core.records import StateDocument
 from rollbackd.core.rehearsal import Depth, Rehearsal, Way
 from rollbackd.core.revisions import Path, RevisionGraph
-from rollbackd.core.risks import Risks
+from rollbackd.core.risks import OWNERSHIP, Obstacle, Risks
 from rollbackd.core.schema import TableName
 from rollbackd.core.verdicts import judge_old_release
 from rollbackd.core.verification import Verified
@@ -166,7 +168,7 @@ class Planner:
         schema = await database.schema()
         fingerprint = schema.fingerprint()
         rehearsal: Rehearsal | None = None
-        result = Rehearsed(None, Risks())
+        risks = Risks()
         if not any(irreversible(read[r]) for r in path.revisions):
             way = Way(
                 revisions=path.revisions,
@@ -175,7 +177,9 @@ class Planner:
                 kept_scripts=kept,
             )
             result = await self._rehearse(way, fingerprint, scripts_sha256)
-            rehearsal = result.rehearsal
+            rehearsal, risks = result.rehearsal, result.risks
+            if rehearsal is not None:
+                risks = await self._with_ownership(result.risks, rehearsal, environment.role)
         passed = rehearsal is not None and rehearsal.passed
         archive = (
             rehearsal.archive
@@ -185,7 +189,7 @@ class Planner:
         return Findings(
             read={r: read[r] for r in path.revisions},
             rehearsal=rehearsal,
-            risks=result.risks,
+            risks=risks,
             archive=archive,
             old_release=judge_old_release(rehearsal),
             sizes=await database.table_sizes(),
@@ -211,6 +215,24 @@ class Planner:
         passed = found.rehearsal is not None and found.rehearsal.passed
         self._rehearsed = (key, found) if passed else None
         return found
+
+    async def _with_ownership(self, risks: Risks, rehearsal: Rehearsal, role: str) -> Risks:
+        """What the role that migrates may not touch on the guarded database, though it may in scratch."""
+        if not role:
+            return risks
+        altered = {
+            table: revision.id
+            for revision in rehearsal.revisions
+            for statement in revision.statements
+            if statement.sql.lstrip()[:5].upper().strip() in ("ALTER", "DROP")
+            for table in statement.writes
+        }
+        owners = await self._guarded.database.not_owned(role, tuple(altered))
+        forbidden = tuple(
+            Obstacle(revision=altered[table], rule=OWNERSHIP, name=owner, table=table, rows=1)
+            for table, owner in owners.items()
+        )
+        return msgspec.structs.replace(risks, obstacles=(*risks.obstacles, *forbidden))
 
     async def _read_items(
         self, read: Mapping[str, ReadRevision], environment: MigrationEnvironment

@@ -150,7 +150,16 @@ async def prepare_intent(step: Step, context: StepContext) -> Evidence:
     # What the application itself removed until it was stopped is no loss of ours: the counts from here on matter.
     counts = context.run.plan.stops_writes
     document = await document_state(context.guarded, context.store, context.clock, count=counts)
-    return {"before_document": document.id, "counted": counts}
+    evidence: Evidence = {"before_document": document.id, "counted": counts}
+    watched = tuple(
+        table
+        for table in context.guarded.settings.policy.checksums
+        if table not in context.run.plan.lossy_tables
+    )
+    # While something writes, keys come and go rightly.
+    if watched and counts:
+        evidence["checksums"] = await context.guarded.database.checksums(watched)
+    return evidence
 
 
 def can_be_undone(step: Step) -> bool:
@@ -410,7 +419,8 @@ async def _undrained(step: Drain, context: StepContext) -> tuple[str, ...]:
 
 
 async def _drain(step: Drain, context: StepContext) -> Evidence:
-    until = context.clock.now() + timedelta(seconds=step.timeout_s)
+    # Before the engine cuts the step: only from here can it be said whose sessions they are.
+    until = context.clock.now() + timedelta(seconds=max(step.timeout_s - 2, step.timeout_s / 2))
     while left := await _undrained(step, context):
         if context.clock.now() >= until:
             raise RefusedError(
@@ -684,7 +694,11 @@ async def _data_findings(before: StateDocument | None, context: StepContext) -> 
             for old in msgspec.convert(record.evidence.get("findings", ()), tuple[Finding, ...]):
                 known[old.check] = {_subject(detail) for detail in old.details}
     counts = before.counts if before else ()
-    found = await context.guarded.database.findings_after(context.run.plan.lossy_tables, counts)
+    plan = context.run.plan
+    found = (
+        *await context.guarded.database.findings_after(plan.lossy_tables, counts, plan.renamed),
+        *await _checksum_findings(context),
+    )
     return tuple(
         msgspec.structs.replace(
             finding, outcome=Outcome.WARNED, text=f"{finding.text}, as before the downgrade"
@@ -695,6 +709,22 @@ async def _data_findings(before: StateDocument | None, context: StepContext) -> 
         else finding
         for finding in found
     )
+
+
+async def _checksum_findings(context: StepContext) -> tuple[Finding, ...]:
+    """Tables whose keys the policy wants compared: outside the plan nothing may come or go inside the stop."""
+    before: dict[str, str] = {}
+    for record in await context.journal():
+        before = before or msgspec.convert(record.evidence.get("checksums", {}), dict[str, str])
+    if not before:
+        return ()
+    now = await context.guarded.database.checksums(tuple(before))
+    different = tuple(table for table in before if now[table] != before[table])
+    if different:
+        text = f"{len(different)} tables outside the plan have other keys than right before the downgrade"
+        return (Finding(check="checksums", outcome=Outcome.FAILED, text=text, details=different),)
+    text = f"{len(before)} tables have the keys that they had right before the downgrade"
+    return (Finding(check="checksums", outcome=Outcome.PASSED, text=text),)
 
 
 def _subject(detail: str) -> str:

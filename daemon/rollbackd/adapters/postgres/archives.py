@@ -55,7 +55,7 @@ class PostgresArchives:
     async def entries(self, run: str | None = None) -> tuple[ArchiveEntry, ...]:
         """What is kept, of one run or of all, in the order in which it was kept."""
         async with self._connected() as connection:
-            return await _entries(connection, run)
+            return await read_entries(connection, run)
 
     async def restore(self, run: str, *, dry_run: bool) -> RestoreReport:
         """Bring back what the run archived, in one transaction; a dry run undoes it, and says what it would do.
@@ -165,7 +165,7 @@ class PostgresArchives:
                 )
                 for (name,) in tables:
                     await connection.execute(f"DROP TABLE {_archived(name)}")
-                for entry in await _entries(connection, run):
+                for entry in await read_entries(connection, run):
                     if entry.rows:
                         continue
                     rows = await connection.fetchval(f"SELECT count(*) FROM {_archived(entry.archive)}")
@@ -180,7 +180,7 @@ class PostgresArchives:
     async def finish(self, run: str) -> None:
         """Give the run's archives their primary keys, which would have cost time under the downgrade's locks."""
         async with self._connected() as connection:
-            for entry in await _entries(connection, run):
+            for entry in await read_entries(connection, run):
                 if await connection.fetchval(
                     "SELECT EXISTS (SELECT 1 FROM pg_index WHERE indrelid = $1::text::regclass AND indisprimary)",
                     _archived(entry.archive),
@@ -203,7 +203,7 @@ class PostgresArchives:
         assert isinstance(copy, Place), "only our own backups hand over a copy"
         source = await connect(copy, float(self._target.database.connect_timeout))
         try:
-            entries = await _entries(source, None)
+            entries = await read_entries(source, None)
             async with self._connected() as connection:
                 return await adopt_archives(source, connection, run, entries)
         finally:
@@ -213,7 +213,7 @@ class PostgresArchives:
         """Drop the archives that were made before; those that were dropped."""
         async with self._connected() as connection, connection.transaction():
             await _settle(connection)
-            old = tuple(entry for entry in await _entries(connection, None) if entry.made_at < before)
+            old = tuple(entry for entry in await read_entries(connection, None) if entry.made_at < before)
             for entry in old:
                 await _drop(connection, entry)
             if old:
@@ -225,7 +225,7 @@ class PostgresArchives:
     async def _plan(
         self, connection: asyncpg.Connection, run: str
     ) -> tuple[tuple[ArchiveEntry, ...], RestorePlan]:
-        entries = await _entries(connection, run)
+        entries = await read_entries(connection, run)
         if not entries:
             raise RefusedError(
                 f"the run {run} keeps nothing in {self._place.text()}: 'rollbackd archives' lists what is kept"
@@ -357,7 +357,10 @@ async def _is_there(connection: asyncpg.Connection) -> bool:
     return await connection.fetchval("SELECT to_regclass($1)", ENTRIES.sql()) is not None
 
 
-async def _entries(connection: asyncpg.Connection, run: str | None) -> tuple[ArchiveEntry, ...]:
+async def read_entries(
+    connection: asyncpg.Connection, run: str | None = None
+) -> tuple[ArchiveEntry, ...]:
+    """What is kept in this database, of one run or of all; nothing where nothing ever was."""
     if not await _is_there(connection):
         return ()
     rows = await connection.fetch(

@@ -10,13 +10,14 @@ import asyncpg
 import msgspec
 
 from rollbackd.adapters.backup.scratch import mark, scratch_database
+from rollbackd.adapters.postgres.archives import read_entries
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.rehearsal.copies import Copies
 from rollbackd.adapters.rehearsal.verifying import Verifier, verify_each
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
-from rollbackd.core.archives import ENTRIES, SCHEMA, ArchiveKind
-from rollbackd.core.observing import archive_items, rehearsed_revisions
+from rollbackd.core.archives import SCHEMA, ArchiveEntry, ArchiveKind
+from rollbackd.core.observing import archive_items, rehearsed_revisions, renamed_tables
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.rehearsal import Depth, Rehearsal, TakenRows, Way
 from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
@@ -26,6 +27,11 @@ from rollbackd.ports import RestoredCopy
 from rollbackd.settings import Target
 
 MADE_UP_ROWS = 3
+LOOK_LOCK_WAIT = "10s"
+_END_OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND application_name <> 'rollbackd' AND backend_type = 'client backend' AND pg_has_role(usesysid, 'MEMBER')"
+)
 # Of rows that a statement deleted or changed: those that are gone, or have lost a value.
 _TAKEN_ROWS = (
     "SELECT count(*) FROM {place} k WHERE k.rollbackd_new IS NULL OR EXISTS (SELECT 1 FROM jsonb_each_text(k.rollbackd_old) o"
@@ -78,7 +84,11 @@ class TargetRehearsals:
         """
         async with scratch_database(self._target, self._store_id, place.database) as clone:
             seen = await self._run(clone, way, Depth.FULL, owners=owners)
-        if not seen.passed or not any(w.may_lose for r in seen.revisions for w in r.written):
+        works_on_rows = any(
+            any(w.may_lose for w in r.written) or any(not c.keeps_values for c in r.changed_columns)
+            for r in seen.revisions
+        )
+        if not seen.passed or not works_on_rows:
             return seen
         again = await self._run(
             place, msgspec.structs.replace(way, archive=seen.archive), Depth.FULL, owners=owners
@@ -86,9 +96,9 @@ class TargetRehearsals:
         if not again.passed:
             return again
         taken = tuple(
-            TakenRows(revision=revision, table=table, rows=rows)
-            for revision, table, kind, rows in await self._archived(place)
-            if kind is ArchiveKind.ROWS
+            TakenRows(revision=entry.revision, table=entry.table, rows=entry.rows, column=entry.column)
+            for entry in await self._archived(place)
+            if entry.kind in (ArchiveKind.ROWS, ArchiveKind.NARROWED)
         )
         return msgspec.structs.replace(seen, taken=taken, seconds=again.seconds)
 
@@ -121,28 +131,26 @@ class TargetRehearsals:
         """What a replay kept, by table; a changed row counts where a value that was there is another one now."""
         assert isinstance(copy, Place), "only our own backups hand over a copy"
         found: dict[str, int] = {}
-        for _, table, _, rows in await self._archived(copy):
-            found[table.text()] = found.get(table.text(), 0) + rows
-        return found
-
-    async def _archived(self, place: Place) -> list[tuple[str, TableName, ArchiveKind, int]]:
-        """What the archive of a copy holds: revision, table, kind, and how many rows or values are really gone."""
-        found: list[tuple[str, TableName, ArchiveKind, int]] = []
-        connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout)
+        entries = await self._archived(copy)
+        connection: asyncpg.Connection = await connect(copy, self._target.database.connect_timeout)
         try:
-            if await connection.fetchval("SELECT to_regclass($1)", ENTRIES.sql()) is None:
-                return found
-            for revision, kind, schema, name, archive, kept in await connection.fetch(
-                f"SELECT revision, kind, table_schema, table_name, archive, row_count FROM {ENTRIES.sql()}"  # noqa: S608 - ours
-            ):
-                rows = kept
-                if kind == ArchiveKind.ROWS:
-                    archived = TableName(SCHEMA, archive).sql()
-                    rows = await connection.fetchval(_TAKEN_ROWS.format(place=archived))
-                found.append((revision, TableName(schema, name), ArchiveKind(kind), int(rows)))
+            for entry in entries:
+                rows = entry.rows
+                if entry.kind is ArchiveKind.ROWS:
+                    place = TableName(SCHEMA, entry.archive).sql()
+                    rows = int(await connection.fetchval(_TAKEN_ROWS.format(place=place)))
+                found[entry.table.text()] = found.get(entry.table.text(), 0) + rows
         finally:
             await connection.close(timeout=5)
         return found
+
+    async def _archived(self, place: Place) -> tuple[ArchiveEntry, ...]:
+        """What the archive of a copy holds."""
+        connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout)
+        try:
+            return await read_entries(connection)
+        finally:
+            await connection.close(timeout=5)
 
     async def verify(
         self,
@@ -209,6 +217,7 @@ class TargetRehearsals:
             failure=watched.failure,
             keeps_owners=owners,
             archive=archive_items(watched),
+            renamed=renamed_tables(watched),
             kept=watched.kept,
         )
 
@@ -226,13 +235,20 @@ class TargetRehearsals:
         name = quoted(migrations.version_table)
         if migrations.version_table_schema:
             name = f"{quoted(migrations.version_table_schema)}.{name}"
-        connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout)
+        settings = {"lock_timeout": LOOK_LOCK_WAIT}
+        connection: asyncpg.Connection = await connect(
+            place, self._target.database.connect_timeout, settings
+        )
         try:
+            # What the migration left open may hold locks, and nobody needs it any more. Our own sessions are somebody's.
+            await connection.execute(_END_OTHERS)
             schema = await read_schema(connection)
             if await connection.fetchval("SELECT to_regclass($1)", name) is None:
                 return schema, ()
             rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted
             return schema, tuple(row[0] for row in rows)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise PermanentError(f"the copy {place.text()} can't be looked at: {error}") from None
         finally:
             await connection.close(timeout=5)
 

@@ -138,6 +138,9 @@ class OnlyScratch:
         from sqlalchemy import event
 
         event.listen(sqlalchemy.engine.Engine, "do_connect", self._redirect)
+        # An application's engine outlives one run of env.py, and its pool the scratch database of that run.
+        event.listen(sqlalchemy.pool.Pool, "connect", self._note)
+        event.listen(sqlalchemy.pool.Pool, "checkout", self._require_current)
         patches = Patches()
         psycopg, psycopg2, asyncpg = loaded("psycopg"), loaded("psycopg2"), loaded("asyncpg")
         if psycopg is not None:
@@ -197,6 +200,16 @@ class OnlyScratch:
             parameters["ssl"] = place["options"]["sslmode"]
         # Opened here, or a listener that comes after this one could lead it elsewhere, or log in as somebody else.
         return dialect.connect(*arguments, **parameters)
+
+    def _note(self, _: Any, record: Any) -> None:
+        record.info["rollbackd"] = self._place["database"]
+
+    def _require_current(self, _: Any, record: Any, __: Any) -> None:
+        from sqlalchemy.exc import DisconnectionError
+
+        if record.info.get("rollbackd") != self._place["database"]:
+            # The pool answers it with a new connection.
+            raise DisconnectionError("that was the scratch database of an earlier rehearsal")
 
     def _checking_processes(self, original: Callable[..., Any]) -> Any:
         def start(*arguments: Any, **more: Any) -> Any:

@@ -53,6 +53,11 @@ _QUERIES = {
         SELECT CAST(e.enumtypid AS bigint) AS type_oid, json_agg(e.enumlabel ORDER BY e.enumsortorder) AS labels
           FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace
          WHERE {_USER_SCHEMA} GROUP BY e.enumtypid""",
+    "composites": f"""
+        SELECT CAST(c.reltype AS bigint) AS type_oid,
+               json_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS attributes
+          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind = 'c' AND {_OWN} GROUP BY c.reltype""",
 }  # fmt: skip
 _KEYS = {
     "relations": ("oid",),
@@ -60,6 +65,7 @@ _KEYS = {
     "constraints": ("oid",),
     "indexes": ("oid",),
     "labels": ("type_oid",),
+    "composites": ("type_oid",),
 }
 _HELD = """
     SELECT CAST(l.relation AS bigint), l.mode, pg_stat_get_xact_tuples_inserted(l.relation),

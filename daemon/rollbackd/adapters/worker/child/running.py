@@ -37,6 +37,7 @@ class Worker(Scripts):
                 commits_each_statement=commits_each_statement(context),
                 search_path=search_path(context),
                 driver=context.dialect.driver,
+                role=role(context),
             )
             return ()
 
@@ -386,8 +387,21 @@ def commits_each_statement(context: MigrationContext) -> bool:
     """Whether nothing can be undone: no transactional DDL, or a connection in autocommit."""
     if not context.impl.transactional_ddl:
         return True
-    level = context.connection.get_isolation_level() if context.connection is not None else ""
-    return str(level).upper() == "AUTOCOMMIT"
+    connection = context.connection
+    if connection is None:
+        return False
+    if str(connection.get_isolation_level()).upper() == "AUTOCOMMIT":
+        return True
+    # A driver can be in autocommit without SQLAlchemy knowing: then each statement has a time of its own.
+    moments = {connection.exec_driver_sql("SELECT transaction_timestamp()").scalar() for _ in range(2)}
+    return len(moments) > 1
+
+
+def role(context: MigrationContext) -> str:
+    """As whom env.py's connection migrates."""
+    if context.connection is None:
+        return ""
+    return str(context.connection.exec_driver_sql("SELECT current_user").scalar())
 
 
 def search_path(context: MigrationContext) -> list[str]:
