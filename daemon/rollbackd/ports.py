@@ -176,6 +176,9 @@ class DatabaseReader(Protocol):
     async def not_owned(self, role: str, tables: tuple[TableName, ...]) -> dict[TableName, str]:
         """Those of these tables that this role may not alter or drop, and who owns them."""
 
+    async def publications_of_all_tables(self) -> tuple[str, ...]:
+        """Publications that take in every table, ours as well."""
+
     async def table_sizes(self) -> dict[TableName, int]:
         """Bytes of every table with its indexes and large values; a partitioned table's are its partitions'."""
 

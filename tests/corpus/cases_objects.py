@@ -136,7 +136,8 @@ TYPES = (
     ),
     Case(
         name="composite_type_changed",
-        about="An attribute of a row type goes, and with it a part of every value.",
+        about="An attribute of a row type goes, and with it a part of every value; the archive has it whole, and restoring can't"
+        " tell that what stands there since is that value without its part, so it leaves it.",
         revisions=(
             Revision("r1", sql("CREATE TYPE spot AS (x int, y int)")),
             Revision("r2", sql("CREATE TABLE pin (id int PRIMARY KEY, at spot)"), "op.drop_table('pin')"),
@@ -147,7 +148,9 @@ TYPES = (
             ),
         ),
         rows=("INSERT INTO pin VALUES (1, (1, 2, 3)), (2, NULL)",),
-        expect=loses({"public.pin.at": 1}, verdict={"r3": "reversible_with_loss"}, heads_after=("r2",)),
+        expect=loses(
+            {"public.pin.at": 1}, verdict={"r3": "reversible_with_loss"}, heads_after=("r2",), restored=False
+        ),
     ),
     Case(
         name="extension_dropped",

@@ -99,17 +99,16 @@ def test_by_default_the_gate_warns_and_names_each_fault(
     assert done.returncode == 0
     said = answer(done)
     assert (said["go"], said["verdict"]) == (True, "warn")
-    sin, rows, clash = said["reasons"]
+    sin, clash = said["reasons"]
     assert sin.startswith("sin: sin is silently irreversible")
-    assert rows.startswith("clash: ")
-    assert clash.startswith("clash: can't be taken off: ") or rows.startswith("clash: can't be taken off: ")
+    assert clash.startswith("clash: can't be taken off: ")
+    assert "one_name" in clash
     assert [m["revision"] for m in said["migrations"]] == ["good", "sin", "clash"]
     assert len(ground.backups("gate")) == 1
     shown = ground.rollbackd(*GATE)
     assert shown.returncode == 0
     assert shown.stdout.startswith("go: at first, backup ")
     assert "  sin: sin is silently irreversible" in shown.stdout
-    assert ground.scratch_databases() == [] or len(ground.scratch_databases()) == 1
 
 
 def test_a_strict_policy_stops_the_deploy_before_a_backup_is_wasted_on_it(

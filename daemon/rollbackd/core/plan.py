@@ -310,13 +310,16 @@ class PlanTimes(msgspec.Struct, frozen=True, kw_only=True):
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of a path before it is taken.
 
-    `archive` are the rehearsal's items, or those that a reading suggests. `sizes` are bytes by table as of today.
+    `archive` are the rehearsal's items, or those that a reading suggests; `lossy_tables` are the tables that these are
+    about, and those that go with them (partitions, tables that a delete cascades to). `sizes` are bytes by table as of today.
     """
 
     read: dict[str, ReadRevision]
     rehearsal: Rehearsal | None = None
     risks: Risks = Risks()
     archive: tuple[ArchiveItem, ...] = ()
+    lossy_tables: tuple[str, ...] = ()
+    publications: tuple[str, ...] = ()
     old_release: OldRelease = OldRelease(works=None)
     sizes: dict[TableName, int] = {}
     fingerprint: str = ""
@@ -382,9 +385,7 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
         to_heads=path.from_heads if way is WayBack.LEAVE_SCHEMA else path.to_heads,
         revisions=revisions if way is not WayBack.LEAVE_SCHEMA else (),
         loses=loses,
-        lossy_tables=tuple(sorted({f"{i.table.schema}.{i.table.name}" for i in findings.archive}))
-        if groups
-        else (),
+        lossy_tables=findings.lossy_tables if groups else (),
         blockers=tuple(blockers),
         warnings=tuple(warnings),
         release_from=release_from,
@@ -476,6 +477,11 @@ def _objections(
     if unkeyed:
         warnings.append(
             f"{', '.join(unkeyed)}: no key by which a row is known again; what is archived is matched by all other values"
+        )
+    if findings.archive and findings.publications:
+        warnings.append(
+            f"{', '.join(findings.publications)} publishes every table, archives included: a subscriber without the schema"
+            " rollbackd_archive stops at the first archived row; pause its subscription, or make the schema there"
         )
     return blockers, warnings
 

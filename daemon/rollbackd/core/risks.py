@@ -7,7 +7,6 @@ import msgspec
 from rollbackd.core.rehearsal import Rehearsal
 from rollbackd.core.schema import TableName
 
-
 OWNERSHIP = "ownership"
 
 
@@ -113,19 +112,23 @@ class Risks(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-_BY_STATEMENTS = (RiskKind.UPDATED, RiskKind.DELETED, RiskKind.NARROWED)
-
-
 def with_taken(risks: Risks, rehearsal: Rehearsal) -> Risks:
     """The risks with what a rehearsal with every row saw its statements do, in place of what could be counted before."""
     if rehearsal.taken is None:
         return risks
     rows_of = {(entry.revision, entry.table, entry.column): entry.rows for entry in rehearsal.taken}
-    found = [risk for risk in risks.at_risk if risk.kind not in _BY_STATEMENTS]
+    counted = {
+        (r.revision, r.table, r.column) for r in risks.at_risk if r.kind is RiskKind.NARROWED and r.rows > 0
+    }
+    found = [risk for risk in risks.at_risk if risk.kind not in (RiskKind.UPDATED, RiskKind.DELETED)]
     for revision in rehearsal.revisions:
         for changed in revision.changed_columns:
             rows = rows_of.get((revision.id, changed.table, changed.column), 0)
-            if changed.today is not None and rows:
+            # Values that only look otherwise are no loss, which counting can tell; of a type that changed under its own
+            # name it can tell nothing.
+            if changed.today is None or not rows or changed.old_type != changed.new_type:
+                continue
+            if (revision.id, changed.today, changed.today_column) not in counted:
                 found.append(
                     RowsAtRisk(
                         revision=revision.id,

@@ -90,6 +90,8 @@ def _judge(read: ReadRevision, rehearsal: Rehearsal | None, risks: Risks, stoppe
             why = f"it reads or writes rows of {tables}, and was rehearsed without any"
             return Judged(verdict=Verdict.UNKNOWN, why=(why,))
     lost = risks.lost()
+    if any(risk.rows < 0 for risk in lost):
+        return Judged(verdict=Verdict.UNKNOWN, why=tuple(risk.text() for risk in lost))
     if lost:
         return Judged(verdict=Verdict.LOSES_DATA, why=tuple(risk.text() for risk in lost))
     return Judged(verdict=Verdict.REVERSIBLE)

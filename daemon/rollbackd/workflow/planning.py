@@ -191,6 +191,8 @@ class Planner:
             rehearsal=rehearsal,
             risks=risks,
             archive=archive,
+            lossy_tables=await self._lossy_tables(archive),
+            publications=await database.publications_of_all_tables() if archive else (),
             old_release=judge_old_release(rehearsal),
             sizes=await database.table_sizes(),
             fingerprint=fingerprint,
@@ -215,6 +217,14 @@ class Planner:
         passed = found.rehearsal is not None and found.rehearsal.passed
         self._rehearsed = (key, found) if passed else None
         return found
+
+    async def _lossy_tables(self, archive: tuple[ArchiveItem, ...]) -> tuple[str, ...]:
+        """The tables that lose something, and those that go with them."""
+        named = tuple(sorted({f"{item.table.schema}.{item.table.name}" for item in archive}))
+        # With a dot in a name it can't be told from a schema: then it stands for itself alone.
+        plain = tuple(name for name in named if name.count(".") == 1)
+        resolved = await self._guarded.database.resolve_tables(plain, ()) if plain else ()
+        return tuple(sorted({*named, *resolved}))
 
     async def _with_ownership(self, risks: Risks, rehearsal: Rehearsal, role: str) -> Risks:
         """What the role that migrates may not touch on the guarded database, though it may in scratch."""

@@ -237,6 +237,12 @@ class PostgresReader:
         owners = {TableName(schema, name): owner for schema, name, owner in rows}
         return {table: owners[table] for table in tables if table in owners}
 
+    async def publications_of_all_tables(self) -> tuple[str, ...]:
+        """Publications that take in every table, ours as well."""
+        async with self._reading() as connection:
+            rows = await connection.fetch("SELECT pubname FROM pg_publication WHERE puballtables ORDER BY 1")
+        return tuple(row[0] for row in rows)
+
     async def table_sizes(self) -> dict[TableName, int]:
         """Bytes of every table with its indexes and large values; a partitioned table's are its partitions'."""
         async with self._reading() as connection:

@@ -23,6 +23,8 @@ Column = Dict[str, Any]
 ROW = "rollbackd_row"
 OLD_VALUE = "rollbackd_old"
 NEW_VALUE = "rollbackd_new"
+# Beside the columns' values, a changed row's new ones say under this name, which no column can have, what statement it was.
+STATEMENT = ""
 # The same as in core/archives.py, which can't be imported here.
 SETUP = (
     f"CREATE SCHEMA IF NOT EXISTS {ARCHIVE_SCHEMA}",
@@ -554,37 +556,75 @@ def _field_of(record: str, column: Column) -> str:
     return f'{record}."{escaped}"'
 
 
+def _moving(archive: str) -> str:
+    """The setting that says, while an UPDATE of a partitioned table is under way, what row has just left its partition."""
+    return f"rollbackd.moving_{archive[-16:]}_"
+
+
+# The row that was taken out of another partition right before is the one that comes in here, if this is an UPDATE.
+_BEFORE_A_MOVE = """\
+    IF TG_LEVEL = 'STATEMENT' AND TG_OP = 'UPDATE' THEN
+        PERFORM set_config(moving, CASE TG_WHEN WHEN 'BEFORE' THEN 'none' ELSE '' END, true);
+        RETURN NULL;
+    END IF;
+    IF TG_OP IN ('INSERT', 'UPDATE') THEN
+        IF TG_OP = 'INSERT' AND split_part(current_setting(moving, true), ' ', 1) NOT IN ('', 'none', TG_RELID::text) THEN
+            place := split_part(current_setting(moving, true), ' ', 2)::tid;
+        END IF;
+        IF current_setting(moving, true) <> '' THEN
+            PERFORM set_config(moving, 'none', true);
+        END IF;
+        IF TG_OP = 'INSERT' AND place IS NULL THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+"""
+
+
 def watch_rows(table: Item, archive: str, run: str, session: int) -> Iterator[str]:
     """Triggers that keep each row which a statement of this session removes or changes.
 
     Columns may be renamed, dropped or retyped before the statement comes, so each is found again by its number when
     its name fails; what the archive knows it by stays the name that it had at first. What the revision itself adds
     isn't lost, so it isn't kept.
+
+    A row that an UPDATE moves to another partition comes as a DELETE there and an INSERT here, one right after the other;
+    it is kept as the change that it is.
     """
+    moves = table["kind"] == "p"
     columns = table["columns"]
     names = ", ".join(literal(column["name"]) for column in columns)
     numbers = ", ".join(str(column["number"]) for column in columns)
     old = ", ".join(text_of(_field_of("OLD", column)) for column in columns)
     new = ", ".join(text_of(_field_of("NEW", column)) for column in columns)
     target = archived(archive)
+    statement = "concat(NEW.xmin, ':', NEW.cmin)"
+    new_row = f"jsonb_object(names || {literal(STATEMENT)}::text, new_values || {statement})"
     body = f"""\
 DECLARE
     names text[] := ARRAY[{names}]::text[];
     old_values text[];
     new_values text[];
     expressions text;
+    found_by_name boolean := false;
+    moving text := '{_moving(archive)}' || pg_trigger_depth();
+    place tid;
 BEGIN
+{_BEFORE_A_MOVE if moves else ""}\
     IF TG_OP <> 'TRUNCATE' THEN
         BEGIN
-            old_values := ARRAY[{old}]::text[];
-            IF TG_OP = 'UPDATE' THEN
+            IF TG_OP <> 'INSERT' THEN
+                old_values := ARRAY[{old}]::text[];
+            END IF;
+            IF TG_OP <> 'DELETE' THEN
                 new_values := ARRAY[{new}]::text[];
             END IF;
+            found_by_name := true;
         EXCEPTION WHEN undefined_column OR datatype_mismatch THEN
-            old_values := NULL;
+            found_by_name := false;
         END;
     END IF;
-    IF old_values IS NULL THEN
+    IF NOT found_by_name THEN
         SELECT array_agg(k.name ORDER BY k.number), string_agg('CASE WHEN ($1).' || quote_ident(a.attname)
             || ' IS DISTINCT FROM NULL THEN concat(($1).' || quote_ident(a.attname) || ') END', ', ' ORDER BY k.number)
           INTO names, expressions
@@ -599,16 +639,22 @@ BEGIN
                 USING names;
             RETURN NULL;
         END IF;
-        EXECUTE 'SELECT ARRAY[' || expressions || ']::text[]' INTO old_values USING OLD;
-        IF TG_OP = 'UPDATE' THEN
+        IF TG_OP <> 'INSERT' THEN
+            EXECUTE 'SELECT ARRAY[' || expressions || ']::text[]' INTO old_values USING OLD;
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
             EXECUTE 'SELECT ARRAY[' || expressions || ']::text[]' INTO new_values USING NEW;
         END IF;
     END IF;
     IF TG_OP = 'DELETE' THEN
-        INSERT INTO {target} ({OLD_VALUE}) VALUES (jsonb_object(names, old_values));
+        INSERT INTO {target} ({OLD_VALUE}) VALUES (jsonb_object(names, old_values)) RETURNING ctid INTO place;
+        IF current_setting(moving, true) <> '' THEN
+            PERFORM set_config(moving, concat(TG_RELID, ' ', place), true);
+        END IF;
+    ELSIF TG_OP = 'INSERT' THEN
+        UPDATE {target} SET {NEW_VALUE} = {new_row} WHERE ctid = place;
     ELSIF old_values IS DISTINCT FROM new_values THEN
-        INSERT INTO {target} ({OLD_VALUE}, {NEW_VALUE})
-            VALUES (jsonb_object(names, old_values), jsonb_object(names, new_values));
+        INSERT INTO {target} ({OLD_VALUE}, {NEW_VALUE}) VALUES (jsonb_object(names, old_values), {new_row});
     END IF;
     RETURN NULL;
 END"""
@@ -616,12 +662,21 @@ END"""
     when = f" WHEN (pg_backend_pid() = {session})"
     trigger = quoted(f"rollbackd_{archive[-16:]}")
     place = f"{quoted(table['schema'])}.{quoted(table['name'])}"
-    yield (
-        f"CREATE TRIGGER {trigger} AFTER UPDATE OR DELETE ON {place} FOR EACH ROW{when}"
-        f" EXECUTE FUNCTION {archived(archive)}()"
-    )
+    events = "INSERT OR UPDATE OR DELETE" if moves else "UPDATE OR DELETE"
+    yield f"CREATE TRIGGER {trigger} AFTER {events} ON {place} FOR EACH ROW{when} EXECUTE FUNCTION {archived(archive)}()"
     # A migration that switches triggers off to be quick means the application's, by session_replication_role.
     yield f"ALTER TABLE {place} ENABLE ALWAYS TRIGGER {trigger}"
+    # Whichever of them an UPDATE names may move rows between those below it.
+    partitioned = [table, *(p["table"] for p in table["partitions"] if p["partition_key"])] if moves else []
+    for one in partitioned:
+        place = f"{quoted(one['schema'])}.{quoted(one['name'])}"
+        for moment in ("BEFORE", "AFTER"):
+            around = quoted(f"rollbackd_{archive[-16:]}_{moment.lower()}")
+            yield (
+                f"CREATE TRIGGER {around} {moment} UPDATE ON {place} FOR EACH STATEMENT{when}"
+                f" EXECUTE FUNCTION {archived(archive)}()"
+            )
+            yield f"ALTER TABLE {place} ENABLE ALWAYS TRIGGER {around}"
     emptied = quoted(f"rollbackd_{archive[-16:]}_truncate")
     for leaf in table["leaves"]:
         place = f"{quoted(leaf['schema'])}.{quoted(leaf['name'])}"
@@ -863,7 +918,19 @@ SELECT json_build_object(
       'other', CASE WHEN k.confrelid <> 0 THEN (SELECT json_build_object('schema', fn.nspname, 'name', f.relname)
           FROM pg_class f JOIN pg_namespace fn ON fn.oid = f.relnamespace WHERE f.oid = k.confrelid) END,
       'other_columns', {_names("k.confrelid", "k.confkey")}) ORDER BY k.contype, k.conname)
-      FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c', 'x')), '[]'),
+      FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+      AND NOT EXISTS (SELECT 1 FROM pg_constraint o WHERE o.oid = k.conparentid AND o.conrelid = k.conrelid)), '[]'),
+  'uniques', coalesce((SELECT json_agg(json_build_object(
+      'parts', (SELECT json_agg(json_build_object('sql', pg_get_indexdef(i.indexrelid, g, false),
+          'column', coalesce((SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = i.indkey[g - 1]), ''))
+          ORDER BY g) FROM generate_series(1, i.indnkeyatts::int) g),
+      'where', coalesce(pg_get_expr(i.indpred, i.indrelid), ''),
+      'nulls_equal', strpos(pg_get_indexdef(i.indexrelid), ' NULLS NOT DISTINCT') > 0,
+      'columns', coalesce((SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid
+          AND a.attnum > 0 AND (a.attnum = ANY (i.indkey) OR EXISTS (SELECT 1 FROM pg_depend d
+          WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid = 'pg_class'::regclass
+          AND d.refobjid = c.oid AND d.refobjsubid = a.attnum))), '[]')) ORDER BY i.indexrelid)
+      FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid), '[]'),
   'indexes', coalesce((SELECT json_agg(json_build_object('definition', pg_get_indexdef(i.indexrelid),
       'columns', {_names("i.indrelid", "i.indkey::int2[]")}) ORDER BY i.indexrelid)
       FROM pg_index i WHERE i.indrelid = c.oid
