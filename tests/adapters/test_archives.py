@@ -696,6 +696,455 @@ async def test_more_columns_than_a_function_takes_arguments_are_kept(shelf: Call
     assert len(before) == 1
 
 
+# -- circles ------------------------------------------------------------------------------------------------------------
+
+TEAMS = (
+    "CREATE TABLE person (id int PRIMARY KEY, name text, team int, boss int REFERENCES person)",
+    "CREATE TABLE team (id int PRIMARY KEY, name text, lead int REFERENCES person)",
+    "ALTER TABLE person ADD CONSTRAINT person_team FOREIGN KEY (team) REFERENCES team",
+)
+TEAM_ITEMS = [item("table", "team", key=("id",)), item("table", "person", key=("id",))]
+DROP_TEAMS = "DROP TABLE team, person"
+
+
+async def test_tables_that_point_to_one_another_come_back_and_no_row_is_touched_twice(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf(
+        *TEAMS,
+        "INSERT INTO person VALUES (1, 'a', NULL, 2), (2, 'b', NULL, 2), (3, 'c', NULL, 1), (4, 'd', NULL, NULL)",
+        "INSERT INTO team VALUES (1, 'x', 2), (2, 'y', 3), (3, 'z', NULL)",
+        "UPDATE person SET team = id % 3 + 1 WHERE id < 4",
+    )
+    before = {table: it.rows(table) for table in ("person", "team")}
+    it.archive(TEAM_ITEMS, DROP_TEAMS)
+    it.sql(
+        *TEAMS,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'touched'; END $$",
+        "CREATE TRIGGER touched BEFORE UPDATE ON person FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "CREATE TRIGGER touched BEFORE UPDATE ON team FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    dry = await it.restore(dry_run=True)
+    assert it.rows("person") == []
+    report = await it.restore()
+    for said in (dry, report):
+        assert (outcome(said, "person").restored, outcome(said, "team").restored) == (4, 3)
+        assert [e.left for e in said.entries] == [0, 0]
+    assert {table: it.rows(table) for table in before} == before
+    again = await it.restore()
+    assert again.restored == 0
+    assert [e.reasons for e in again.entries] == [(ALREADY_THERE,), (ALREADY_THERE,)]
+
+
+@pytest.mark.parametrize("more", ["", "DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"])
+async def test_a_circle_of_keys_that_take_no_null_comes_back_whether_deferrable_or_not(
+    shelf: Callable[..., Shelf], more: str
+) -> None:
+    create = (
+        "CREATE TABLE a (id int PRIMARY KEY, b int NOT NULL)",
+        "CREATE TABLE b (id int PRIMARY KEY, c int NOT NULL)",
+        "CREATE TABLE c (id int PRIMARY KEY, a int NOT NULL, self int NOT NULL REFERENCES c)",
+    )
+    keys = tuple(
+        f"ALTER TABLE {child} ADD FOREIGN KEY ({parent}) REFERENCES {parent} {more}"
+        for child, parent in ("ab", "bc", "ca")
+    )
+    it = shelf(
+        *create,
+        "INSERT INTO a VALUES (1, 1), (2, 2)",
+        "INSERT INTO b VALUES (1, 2), (2, 1)",
+        "INSERT INTO c VALUES (1, 1, 2), (2, 2, 1)",
+        *keys,
+    )
+    before = {table: it.rows(table) for table in "abc"}
+    it.archive([item("table", t, key=("id",)) for t in "abc"], "DROP TABLE a, b, c")
+    it.sql(*create, *keys)
+    assert (await it.restore(dry_run=True)).restored == 6
+    assert (await it.restore()).restored == 6
+    assert {table: it.rows(table) for table in before} == before
+
+
+async def test_in_a_circle_whoever_lacks_a_parent_is_left_with_all_that_point_to_it(
+    shelf: Callable[..., Shelf],
+) -> None:
+    city = "CREATE TABLE city (id int PRIMARY KEY)"
+    create = (TEAMS[0].replace("team int", "team int, city int REFERENCES city"), *TEAMS[1:])
+    it = shelf(
+        city,
+        *create,
+        "INSERT INTO city VALUES (1), (2)",
+        # 1 lives in the city that will be gone; 2 and 3 hang below 1, directly and through team 1; 4 and 5 don't.
+        "INSERT INTO person VALUES (1, 'a', NULL, 2, NULL), (2, 'b', NULL, 1, 1), (3, 'c', NULL, 1, NULL),"
+        " (4, 'd', NULL, 1, 5), (5, 'e', NULL, NULL, 4)",
+        "INSERT INTO team VALUES (1, 'x', 2), (2, 'y', 4)",
+        "UPDATE person SET team = CASE WHEN id = 3 THEN 1 ELSE 2 END WHERE id <> 1",
+    )
+    before = {table: it.rows(table) for table in ("person", "team")}
+    it.archive(TEAM_ITEMS, DROP_TEAMS)
+    it.sql("DELETE FROM city WHERE id = 2", *create)
+    for restored in (3, 0):
+        report = await it.restore()
+        assert report.restored == restored
+        person, team = outcome(report, "person"), outcome(report, "team")
+        assert (person.left, team.left) == (3, 1)
+        assert (
+            "3 left: the row of public.city, public.person, public.team that they point to isn't there"
+            in person.reasons
+        )
+        assert "1 left: the row of public.person that they point to isn't there" in team.reasons
+    it.sql("INSERT INTO city VALUES (2)")
+    assert (await it.restore()).restored == 4
+    assert {table: it.rows(table) for table in before} == before
+
+
+@pytest.mark.parametrize(
+    "unique",
+    [
+        "CREATE UNIQUE INDEX ON person (name)",
+        "CREATE UNIQUE INDEX ON person (lower(name)) WHERE id < 100",
+        "ALTER TABLE person ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED",
+    ],
+)
+async def test_in_a_circle_a_row_whose_unique_value_is_taken_is_left_and_refuses_nothing(
+    shelf: Callable[..., Shelf], unique: str
+) -> None:
+    it = shelf(
+        *TEAMS,
+        "INSERT INTO person VALUES (1, 'a', NULL, NULL), (2, 'b', NULL, NULL), (3, 'c', NULL, 1)",
+        "INSERT INTO team VALUES (1, 'x', 1), (2, 'y', 2)",
+        "UPDATE person SET team = id WHERE id < 3",
+    )
+    it.archive(TEAM_ITEMS, DROP_TEAMS)
+    it.sql(*TEAMS, unique, "INSERT INTO person VALUES (7, 'a', NULL, NULL)")
+    report = await it.restore()
+    person, team = outcome(report, "person"), outcome(report, "team")
+    assert (person.restored, person.left, team.restored, team.left) == (1, 2, 1, 1)
+    assert "must be unique" in " ".join(person.reasons)
+    assert "public.person" in " ".join(team.reasons)
+    assert it.rows("person") == ["(2,b,2,)", "(7,a,,)"]
+    assert it.rows("team") == ["(2,y,2)"]
+
+
+async def test_in_a_circle_newer_rows_stay_and_serve_as_parents(shelf: Callable[..., Shelf]) -> None:
+    it = shelf(
+        *TEAMS,
+        "INSERT INTO person VALUES (1, 'a', NULL, NULL), (2, 'b', NULL, 1)",
+        "INSERT INTO team VALUES (1, 'x', 2)",
+        "UPDATE person SET team = 1",
+    )
+    it.archive(TEAM_ITEMS, DROP_TEAMS)
+    it.sql(*TEAMS, "INSERT INTO person VALUES (1, 'newer', NULL, NULL)")
+    report = await it.restore()
+    person = outcome(report, "person")
+    assert (person.restored, person.left, outcome(report, "team").restored) == (1, 1, 1)
+    assert person.reasons == ("1 left: the row is there with newer values",)
+    assert it.rows("person") == ["(1,newer,,)", "(2,b,1,1)"]
+
+
+async def test_a_circle_comes_back_from_removed_rows_and_dropped_tables_alike_and_by_script(
+    shelf: Callable[..., Shelf],
+) -> None:
+    fill = (
+        "INSERT INTO person VALUES (1, 'a', NULL, 2), (2, 'b', NULL, NULL), (3, 'c', NULL, 3), (4, 'd', NULL, 3)",
+        "INSERT INTO team VALUES (1, 'x', 1), (2, 'y', 3), (3, 'z', 4)",
+        "UPDATE person SET team = id % 3 + 1",
+    )
+    items = [
+        item("rows", "person", key=("id",)),
+        item("rows", "team"),
+        item("table", "person", key=("id",)),
+        item("table", "team"),
+    ]
+    for by_script in (False, True):
+        it = shelf(*TEAMS, *fill)
+        before = {table: it.rows(table) for table in ("person", "team")}
+        it.archive(
+            items[:2],
+            "UPDATE person SET team = NULL WHERE id IN (3, 4)",
+            "UPDATE person SET boss = NULL WHERE boss = 3",
+            "UPDATE team SET lead = NULL WHERE lead = 3",
+            "DELETE FROM person WHERE id = 3",
+            "DELETE FROM team WHERE id = 1",
+        )
+        it.archive(items[2:], DROP_TEAMS)
+        it.sql(*TEAMS)
+        if by_script:
+            text = await it.archives.restore_script(RUN)
+            it.script(text)
+            it.script(text)
+        else:
+            await it.restore()
+            assert (await it.restore()).restored == 0
+        assert {table: it.rows(table) for table in before} == before
+
+
+async def test_a_chain_within_a_table_without_a_key_of_its_own_comes_back(
+    shelf: Callable[..., Shelf],
+) -> None:
+    create = "CREATE TABLE t (a int UNIQUE, b int REFERENCES t (a), c int REFERENCES t (a))"
+    it = shelf(create, "INSERT INTO t VALUES (1, 2, NULL), (2, 3, 1), (3, NULL, 4), (4, 4, 4), (NULL, 1, 1)")
+    it.sql("INSERT INTO t VALUES (NULL, 1, 1), (5, 6, NULL), (6, NULL, NULL), (7, 5, NULL)")
+    before = it.rows("t")
+    it.archive([item("table", "t")], "DROP TABLE t")
+    it.sql(create, "ALTER TABLE t ADD CHECK (a <> 0)", "INSERT INTO t VALUES (NULL, NULL, NULL)")
+    assert (await it.restore()).restored == 9
+    assert it.rows("t") == sorted([*before, "(,,)"])
+    assert (await it.restore()).restored == 0
+
+
+async def test_children_of_a_partitioned_table_find_their_parent_in_whichever_partition(
+    shelf: Callable[..., Shelf],
+) -> None:
+    create = (
+        "CREATE TABLE p (id int PRIMARY KEY, best int) PARTITION BY RANGE (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)",
+        "CREATE TABLE child (id int PRIMARY KEY, p int NOT NULL REFERENCES p)",
+        "CREATE TABLE leaf (id int PRIMARY KEY, p int REFERENCES p)",
+        "ALTER TABLE p ADD FOREIGN KEY (best) REFERENCES child",
+    )
+    it = shelf(
+        *create,
+        "INSERT INTO p VALUES (1), (11)",
+        "INSERT INTO child VALUES (1, 1), (2, 11)",
+        "INSERT INTO leaf VALUES (1, 11), (2, 1)",
+        "UPDATE p SET best = 2 WHERE id = 1",
+    )
+    before = {table: it.rows(table) for table in ("p", "child", "leaf")}
+    it.archive([item("table", t, key=("id",)) for t in before], "DROP TABLE leaf, p, child")
+    it.sql(*create)
+    assert (await it.restore()).restored == 6
+    assert {table: it.rows(table) for table in before} == before
+
+
+# -- rows that move, and keys that change -------------------------------------------------------------------------------
+
+PARTITIONED = (
+    "CREATE TABLE p (id int, at int, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)",
+    "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)",
+    "CREATE TABLE p2 (v text, at int NOT NULL, id int NOT NULL)",
+    "ALTER TABLE p ATTACH PARTITION p2 FOR VALUES FROM (10) TO (20)",
+    "CREATE TABLE p3 PARTITION OF p FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (at)",
+    "CREATE TABLE p3a PARTITION OF p3 FOR VALUES FROM (20) TO (30)",
+    "CREATE TABLE p3b PARTITION OF p3 FOR VALUES FROM (30) TO (40)",
+    "INSERT INTO p VALUES (1, 1, 'a'), (2, 2, 'b'), (3, 11, 'c'), (4, 21, 'd'), (5, 22, 'e')",
+)
+
+
+@pytest.mark.parametrize("key", [("id", "at"), ()])
+async def test_a_row_that_an_update_moves_to_another_partition_is_changed_and_not_doubled(
+    shelf: Callable[..., Shelf], key: tuple[str, ...]
+) -> None:
+    it = shelf(*PARTITIONED)
+    before = it.rows("p")
+    kept = it.archive(
+        [item("rows", "p", key=key)],
+        "UPDATE p SET at = at + 10, v = v || '!' WHERE id IN (1, 2, 3)",  # each to the next partition
+        "UPDATE p3 SET at = at + 10 WHERE id = 5",  # between those below one that is a partition itself
+        "UPDATE p SET at = at + 10 WHERE id = 2",  # moved once more
+        "UPDATE p SET v = 'x' WHERE id = 4",  # stays
+        "WITH gone AS (DELETE FROM p WHERE id = 1 RETURNING *) INSERT INTO p SELECT 9, 9, 'made' FROM gone",
+    )
+    assert [k["rows"] for k in kept] == [7]
+    assert it.traces() == []
+    it.sql("DELETE FROM p WHERE id = 9")
+    assert it.rows("p") != before
+    await it.restore()
+    assert it.rows("p") == before
+    again = await it.restore()
+    assert (again.restored, outcome(again, "p").reasons) == (0, (ALREADY_THERE,))
+
+
+async def test_a_moved_row_that_was_written_since_keeps_what_is_newer(shelf: Callable[..., Shelf]) -> None:
+    it = shelf(*PARTITIONED)
+    it.archive([item("rows", "p", key=("id", "at"))], "UPDATE p SET at = at + 10, v = 'moved' WHERE id <= 2")
+    it.sql("UPDATE p SET v = 'newer' WHERE id = 1", "DELETE FROM p WHERE id = 2")
+    found = outcome(await it.restore(), "p")
+    assert (found.restored, found.left, found.missing) == (1, 1, 1)
+    assert it.rows("p")[:2] == ["(1,1,newer)", "(3,11,c)"]
+    assert len(it.rows("p")) == 4
+
+
+async def test_rows_that_a_trigger_keeps_out_of_their_new_partition_or_moves_itself_are_told_apart(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf(
+        *PARTITIONED,
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.v = 'b' THEN RETURN NULL; END IF;"
+        " IF NEW.v = 'a' THEN UPDATE p SET at = at + 10 WHERE id IN (3, 4); END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER meddle BEFORE INSERT ON p2 FOR EACH ROW EXECUTE FUNCTION meddle()",
+    )
+    before = it.rows("p")
+    it.archive(
+        [item("rows", "p", key=("id", "at"))],
+        "SET session_replication_role = origin",
+        "UPDATE p SET at = at + 10 WHERE id IN (2)",
+        "UPDATE p SET at = at + 10 WHERE id IN (1)",
+    )
+    assert it.rows("p") == ["(1,11,a)", "(3,21,c)", "(4,31,d)", "(5,22,e)"]
+    it.sql("DROP TRIGGER meddle ON p2")
+    assert (await it.restore()).restored == 4
+    assert it.rows("p") == before
+
+
+async def test_what_is_deleted_and_inserted_elsewhere_is_no_moved_row(shelf: Callable[..., Shelf]) -> None:
+    it = shelf(*PARTITIONED)
+    before = it.rows("p")
+    it.archive(
+        [item("rows", "p", key=("id", "at"))],
+        "DO $$ BEGIN UPDATE p SET v = v; DELETE FROM p WHERE id = 1; INSERT INTO p VALUES (8, 15, 'new');"
+        " UPDATE p SET at = 25 WHERE id = 2; INSERT INTO p VALUES (9, 5, 'new'); END $$",
+    )
+    await it.restore()
+    assert it.rows("p") == sorted([*before, "(8,15,new)", "(9,5,new)"])
+
+
+async def test_rows_move_though_columns_were_renamed_and_each_statement_commits(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf(*PARTITIONED)
+    before = it.rows("p")
+    kept = it.archive(
+        [item("rows", "p", key=("id", "at"))],
+        "ALTER TABLE p RENAME v TO w",
+        "UPDATE p SET at = at + 10, w = 'moved' WHERE id = 1",
+        "ALTER TABLE p RENAME w TO v",
+        "UPDATE p SET at = at + 10 WHERE id = 1",
+        locks=False,
+    )
+    assert [k["rows"] for k in kept] == [2]
+    assert it.traces() == []
+    await it.restore()
+    assert it.rows("p") == before
+
+
+@pytest.mark.parametrize("key", [("id",), ()])
+async def test_what_is_changed_several_times_comes_back_at_once(
+    shelf: Callable[..., Shelf], key: tuple[str, ...]
+) -> None:
+    it = shelf(
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c'), (10, 'x')",
+    )
+    before = it.rows("t")
+    it.archive(
+        [item("rows", "t", key=key)],
+        "UPDATE t SET id = 20, v = 'a2' WHERE id = 1",
+        "UPDATE t SET id = 30 WHERE id = 20",
+        "UPDATE t SET v = 'a3' WHERE id = 30",
+        "UPDATE t SET id = 20 WHERE id = 2",  # takes the number that another had meanwhile
+        "UPDATE t SET id = 40 WHERE id = 3",
+        "UPDATE t SET v = 'gone' WHERE id = 40",
+        "DELETE FROM t WHERE id = 40",
+        "UPDATE t SET v = 'y' WHERE id = 10",
+        "UPDATE t SET v = 'x' WHERE id = 10",
+    )
+    await it.restore()
+    assert it.rows("t") == before
+    again = await it.restore()
+    assert (again.restored, outcome(again, "t").reasons) == (0, (ALREADY_THERE,))
+
+
+async def test_numbers_that_one_statement_shifts_or_swaps_are_not_taken_for_one_row(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf(
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text)",
+        "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c'), (8, 'h'), (9, 'i')",
+    )
+    before = it.rows("t")
+    it.archive(
+        [item("rows", "t", key=("id",))],
+        "UPDATE t SET id = id + 1 WHERE id < 4",
+        "UPDATE t SET v = v || '!'",
+        "UPDATE t SET id = 17 - id WHERE id > 7",
+        "UPDATE t SET id = id + 1 WHERE id < 5",
+    )
+    assert it.rows("t") == ["(3,a!)", "(4,b!)", "(5,c!)", "(8,i!)", "(9,h!)"]
+    assert (await it.restore()).restored == 5
+    assert it.rows("t") == before
+
+
+async def test_rows_that_are_alike_and_changed_and_removed_without_a_key_come_back_as_often(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf(
+        "CREATE TABLE t (a int, v text)", "INSERT INTO t VALUES (1, 'x'), (1, 'x'), (1, 'y'), (2, 'x')"
+    )
+    before = it.rows("t")
+    it.archive(
+        [item("rows", "t")],
+        "UPDATE t SET v = 'z'",
+        "DELETE FROM t WHERE ctid IN (SELECT ctid FROM t WHERE a = 1 LIMIT 1)",
+        "UPDATE t SET a = 5 WHERE a = 1",
+        "UPDATE t SET v = 'w' WHERE a = 2",
+        "DELETE FROM t WHERE a = 2",
+    )
+    assert it.rows("t") == ["(5,z)", "(5,z)"]
+    await it.restore()
+    assert it.rows("t") == before
+
+
+async def test_a_row_that_is_removed_and_made_anew_with_its_key_is_changed(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf("CREATE TABLE t (id int PRIMARY KEY, v text)", "INSERT INTO t VALUES (1, 'a')")
+    before = it.rows("t")
+    it.archive(
+        [item("rows", "t", key=("id",))],
+        "DELETE FROM t",
+        "INSERT INTO t VALUES (1, 'b')",
+        "UPDATE t SET v = 'c'",
+    )
+    found = outcome(await it.restore(), "t")
+    assert (found.restored, found.left) == (1, 0)
+    assert it.rows("t") == before
+
+
+async def test_an_archive_that_does_not_say_which_statement_it_was_still_comes_back(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf("CREATE TABLE t (id int PRIMARY KEY, v text)", "INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    before = it.rows("t")
+    kept = it.archive(
+        [item("rows", "t", key=("id",))],
+        "UPDATE t SET v = 'x'",
+        "UPDATE t SET v = 'y', id = id + 10",
+        "UPDATE t SET v = 'z'",
+        "DELETE FROM t WHERE id = 12",
+    )
+    it.sql(f"UPDATE rollbackd_archive.{kept[0]['archive']} SET rollbackd_new = rollbackd_new - ''")
+    await it.restore()
+    await it.restore()
+    assert it.rows("t")[0] == before[0]
+
+
+async def test_what_waits_for_columns_says_for_which(shelf: Callable[..., Shelf]) -> None:
+    it = shelf(
+        "CREATE TABLE t (id int PRIMARY KEY, a text, b text, c text)",
+        "CREATE TABLE u (id int PRIMARY KEY, a text, b text, c text)",
+        "INSERT INTO t VALUES (1, 'a', 'b', 'c')",
+        "INSERT INTO u VALUES (1, 'a', 'b', 'c'), (2, 'a', 'b', 'c')",
+    )
+    it.archive(
+        [item("table", "t", key=("id",)), item("rows", "u", key=("id",))],
+        "DELETE FROM u WHERE id = 1",
+        "UPDATE u SET a = 'x'",
+        "DROP TABLE t",
+        "ALTER TABLE u DROP b, DROP c",
+    )
+    it.sql("CREATE TABLE t (id int PRIMARY KEY, b text)")
+    report = await it.restore()
+    assert outcome(report, "t").reasons == ("public.t has no columns a, c: apply the fixed migration first",)
+    assert outcome(report, "u").reasons == ("public.u has no columns b, c: apply the fixed migration first",)
+    assert [(e.restored, e.left) for e in report.entries] == [(0, 2), (0, 1)]
+    it.sql("ALTER TABLE t ADD a text, ADD c text", "ALTER TABLE u ADD b text")
+    report = await it.restore()
+    assert outcome(report, "u").reasons == ("public.u has no column c: apply the fixed migration first",)
+    assert outcome(report, "t").restored == 1
+
+
 # -- nothing, locks and rights ------------------------------------------------------------------------------------------
 
 

@@ -66,19 +66,19 @@ def problems_of(*rows: Any, **more: Any) -> list[str]:
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_1008_combinations_of_facts_each_once() -> None:
+def test_there_are_2016_combinations_of_facts_each_once() -> None:
     combinations = every_combination()
-    assert len(combinations) == len({str(c) for c in combinations}) == 1008
+    assert len(combinations) == len({str(c) for c in combinations}) == 2016
 
 
 def test_a_gap_is_refused_with_their_number_and_an_example() -> None:
     (problem,) = problems_of(row("a", when={"watch": "baking"}))
-    assert "504 combinations of facts match no row" in problem
+    assert "1008 combinations of facts match no row" in problem
     assert "watch=over" in problem
 
 
 def test_an_empty_matrix_is_all_gap() -> None:
-    assert "1008 combinations" in problems_of()[0]
+    assert "2016 combinations" in problems_of()[0]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_every_typo_is_reported_at_once() -> None:
         "row 3: Object contains unknown field `colour`",
         "row 4: Object missing required field `why`",
         "row 'e': hold goes with action",
-        "row 'f': roll_back_and_restore needs archives",
+        "row 'f': roll_back_and_restore brings back what the migration took away",
         "row 'g': bug is never 'minor'; it is one of none, reported",
         "2 rows are named 'last'",
     ]
@@ -197,6 +197,7 @@ def test_the_shipped_matrix_proves_and_has_these_rows(shipped: Matrix) -> None:
             "migration-failed-inside-a-revision",
             "migration-failed-midway",
             "migration-failed-clean",
+            "data-loss-by-the-migration",
             "data-loss-reported",
             "application-fails-after-good-migration",
             "application-fails-nothing-moved",
@@ -225,6 +226,9 @@ def test_the_shipped_matrix_proves_and_has_these_rows(shipped: Matrix) -> None:
         ({"performance": "critical"}, "performance-critical", "roll_back"),
         ({"bug": "reported"}, "minor-bug-in-the-migration", "fix_forward"),
         ({"data": "loss_reported"}, "data-loss-reported", "investigate"),
+        ({"data": "loss_not_by_migration"}, "data-loss-reported", "investigate"),
+        ({"data": "loss_confirmed"}, "data-loss-by-the-migration", "roll_back_and_restore"),
+        ({"data": "loss_confirmed", "migration": "unknown"}, "data-loss-reported", "investigate"),
         ({"application": "failing"}, "application-fails-after-good-migration", "roll_back_with_deployment"),
         # A deploy that moved no revision never leads to a downgrade.
         (
@@ -297,10 +301,13 @@ def test_the_shipped_matrix_changes_nothing_where_it_should_not_in_any_combinati
             combination.performance is not Performance.NORMAL,
             combination.application is Application.FAILING,
             combination.migration in (Migration.FAILED_CLEAN, Migration.FAILED_MIDWAY),
+            combination.data is Data.LOSS_CONFIRMED,
         )
         if action in DOWNGRADING:
             assert combination.migration in MOVED_AND_KNOWN
-            assert combination.data is Data.INTACT
+            # A downgrade may destroy what is left of rows that somebody misses; unless it brings back what was taken.
+            restores = action is Action.ROLL_BACK_AND_RESTORE
+            assert combination.data is (Data.LOSS_CONFIRMED if restores else Data.INTACT)
         if action in DOWNGRADING or action is Action.REDEPLOY_ONLY:
             assert any(speaks_against), "no data and rumours alone never act"
         if action is Action.KEEP:
@@ -317,6 +324,7 @@ def test_which_rows_of_the_shipped_matrix_do_not_wait_and_which_hold(shipped: Ma
         "migration-failed-inside-a-revision",
         "migration-failed-midway",
         "migration-failed-clean",
+        "data-loss-by-the-migration",
         "data-loss-reported",
     }
     assert {r.name for r in shipped.rows if r.hold} == {"migration-failed-inside-a-revision"}

@@ -161,7 +161,7 @@ def one(*steps: WatchedStep, first: tuple[Any, ...] = SHOP) -> RehearsedRevision
 
 def items(*steps: WatchedStep, first: tuple[Any, ...] = SHOP) -> tuple[ArchiveItem, ...]:
     seen = watched(*steps, first=first)
-    return archive_items(seen, rehearsed_revisions(seen))
+    return archive_items(seen)
 
 
 def changed(thing: Any, **to: Any) -> Any:

@@ -21,6 +21,7 @@ from rollbackd.core.plan import (
     PlannedRevision,
     PlanTimes,
     ProveBackup,
+    RecoverLost,
     Rehearsed,
     StartApplication,
     Step,
@@ -31,6 +32,7 @@ from rollbackd.core.plan import (
     plan_redeploy,
     planned_revision,
     step_text,
+    with_recovery,
 )
 from rollbackd.core.reading import DowngradeBody, ReadRevision
 from rollbackd.core.rehearsal import Depth, Failure, RanStatement, Rehearsal, RehearsedRevision
@@ -146,7 +148,7 @@ COUNTED = Risks(
         RowsAtRisk(revision="r3", kind=RiskKind.DELETED, table=U, rows=1, at_most=True),
     )
 )
-LOSS = {"archive": KEPT, "risks": COUNTED}
+LOSS = {"archive": KEPT, "risks": COUNTED, "lossy_tables": ("public.u", "s.t")}
 
 
 def test_a_full_plan_takes_its_steps_in_the_order_of_the_design() -> None:
@@ -486,9 +488,17 @@ def test_a_change_of_the_schema_is_expected_only_where_it_is_sure(
 ) -> None:
     quiet = {f"r{n}": {"statements": ("DELETE FROM t",)} for n in range(2, 7)}
     revisions = read(**(quiet | {"r4": {"statements": statements, "failed": failed}}))
-    for rehearsal in (rehearsed(revisions), None):
-        planned = plan(revisions, found={"rehearsal": rehearsal})
-        assert [g.changes_schema for g in groups(planned)] == [changes]
+    planned = plan(revisions, found={"rehearsal": None})
+    assert [g.changes_schema for g in groups(planned)] == [changes]
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_whether_a_change_of_the_schema_is_expected_is_known_where_it_was_rehearsed(differs: bool) -> None:
+    """What a statement says is one thing; that the same table is made again is another."""
+    revisions = read(r4={"statements": ("DROP TABLE t", "CREATE TABLE t (c int)")})
+    difference = SchemaDifference(removed=("table public.t",)) if differs else SchemaDifference()
+    planned = plan(revisions, found={"rehearsal": rehearsed(revisions, difference=difference)})
+    assert [g.changes_schema for g in groups(planned)] == [differs]
 
 
 @pytest.mark.parametrize(
@@ -633,6 +643,29 @@ def test_holding_is_one_step_that_changes_nothing() -> None:
     assert planned.revisions[0].title == "change 6"
 
 
+def recovering(brings_back: bool = True) -> Plan:
+    recovery = RecoverLost(
+        timeout_s=9, backup="backup-1", revisions=("r6",), from_heads=("r5",), to_heads=("r6",)
+    )
+    return with_recovery(plan(read(**LOSSY), found=LOSS), recovery, brings_back=brings_back, times=TIMES)
+
+
+def test_what_a_migration_took_away_is_recovered_before_the_stop_and_brought_back_after_the_checks() -> None:
+    assert kinds(recovering())[2:8] == [
+        "prove_backup",
+        "recover_lost",
+        "stop_application",
+        "downgrade",
+        "validate_database",
+        "bring_back",
+    ]
+
+
+def test_what_a_migration_took_away_waits_in_the_archive_where_a_person_is_to_bring_it_back() -> None:
+    assert "recover_lost" in kinds(recovering(brings_back=False))
+    assert "bring_back" not in kinds(recovering(brings_back=False))
+
+
 def gentle() -> Plan:
     return plan(read(), found={"old_release": WORKS}, **GENTLE)
 
@@ -645,7 +678,7 @@ def heavy() -> Plan:
 
 @pytest.mark.parametrize(
     "planned",
-    [plan(read(r4=ALONE, **LOSSY), found=LOSS), heavy(), gentle(), redeploy(), hold()],
+    [plan(read(r4=ALONE, **LOSSY), found=LOSS), heavy(), gentle(), redeploy(), hold(), recovering()],
     ids=lambda p: p.way_back,
 )
 def test_a_plan_comes_back_from_the_store_equal_and_with_an_equal_digest(planned: Plan) -> None:
@@ -703,6 +736,7 @@ def test_every_step_says_itself_in_a_line() -> None:
         *plan(read(r4=ALONE, **LOSSY), found=LOSS, can_rehearse_on_backup=True).steps,
         *heavy().steps,
         *hold().steps,
+        *recovering().steps,
     ]
     assert {step.kind for step in steps} == set(STEP_KINDS)
     lines = [step_text(step) for step in steps]
@@ -710,6 +744,8 @@ def test_every_step_says_itself_in_a_line() -> None:
     assert "prove the backup to L4, and rehearse the downgrade on the restored copy" in lines
     assert "prove the backup to L4" in lines
     assert "copy s.t into the archive ahead of the lock" in lines
+    assert "recover what the migration took away, from backup-1" in lines
+    assert "bring back what the migration took away" in lines
     assert "wait until the sessions of the replaced release are gone" in lines
     assert "archive, and downgrade r4 by itself (it works on an index concurrently), to r3" in lines
     assert all("\n" not in line for line in lines)

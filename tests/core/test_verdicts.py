@@ -76,7 +76,7 @@ UNCOUNTED = risks(obstacles=(obstacle(-1, unknown="out of time"),))
         # Something goes, or nobody knows how much.
         ({}, rehearsal(), risks(lost(2)), V.LOSES_DATA, "2 rows of public.t go"),
         ({}, rehearsal(depth=SCHEMA), risks(lost(2)), V.LOSES_DATA, "2 rows of public.t go"),
-        ({}, rehearsal(), risks(lost(-1, unknown="no time")), V.LOSES_DATA, "an unknown number"),
+        ({}, rehearsal(), risks(lost(-1, unknown="no time")), V.UNKNOWN, "an unknown number"),
         # Of another revision's doing.
         ({}, rehearsal(), risks(lost(2, revision="x")), V.REVERSIBLE, ""),
         # It can't be taken off, whatever was rehearsed.

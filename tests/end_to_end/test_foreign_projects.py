@@ -201,16 +201,35 @@ def test_a_failure_between_two_transactions_is_held_and_says_where_the_database_
 ) -> None:
     """The first revision came off for good, the second didn't: a person has to say how to go on."""
     project = each_in_its_transaction
-    project.revision("stubborn", "pass", "op.execute('SELECT 1 / 0')")
+    # No copy shows it: what fails is something of the guarded database itself.
+    only_there = "SELECT 1 / starts_with(current_database(), 'rollbackd')::int"
+    project.revision("stubborn", "pass", f'op.execute("{only_there}")')
     add_column(project, "tier")
     ground = make_ground(project)
     project.alembic(ground.url(), "upgrade", "head")
     done = rollback(ground, "first")
     assert done.returncode == 3, done.stdout + done.stderr
-    assert "the database was downgraded, and then downgrade stubborn" in done.stdout
+    assert "the database was downgraded, and then archive, and downgrade stubborn" in done.stdout
     assert "division by zero" in done.stdout
     assert ground.heads() == ["stubborn"]
     assert ground.running() == ""
+
+
+def test_a_failure_that_the_rehearsal_shows_is_refused_with_nothing_changed(
+    make_ground: MakeGround, each_in_its_transaction: Project
+) -> None:
+    """Without it the first revision would have come off for good."""
+    project = each_in_its_transaction
+    project.revision("stubborn", "pass", "op.execute('SELECT 1 / 0')")
+    add_column(project, "tier")
+    ground = make_ground(project)
+    project.alembic(ground.url(), "upgrade", "head")
+    before = ground.world()
+    done = rollback(ground, "first")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "stubborn will fail" in done.stderr
+    assert "division by zero" in done.stderr
+    assert ground.world() == before
 
 
 def test_a_version_table_of_another_name_in_another_schema(make_ground: MakeGround, project: Project) -> None:

@@ -115,7 +115,7 @@ class FakeDatabase:
         return tuple(TableCount(table=name, rows=3, exact=True) for name in sorted(self.world.tables))
 
     async def resolve_tables(self, tables: tuple[str, ...], search_path: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(f"public.{name}" for name in tables)
+        return tuple(name if "." in name else f"public.{name}" for name in tables)
 
     async def wait_for_migration_lock(self, timeout_s: float) -> bool:
         return True
@@ -124,13 +124,22 @@ class FakeDatabase:
         return ()
 
     async def findings_after(
-        self, lossy: tuple[str, ...], before: tuple[TableCount, ...]
+        self, lossy: tuple[str, ...], before: tuple[TableCount, ...], renamed: object = None
     ) -> tuple[Finding, ...]:
         return ()
 
     async def risks(self, rehearsal: Rehearsal, budget_s: float) -> Risks:
         lost = RowsAtRisk(revision="b", kind=RiskKind.DROPPED_TABLE, table=B, rows=self.world.rows)
         return Risks(at_risk=(lost,))
+
+    async def publications_of_all_tables(self) -> tuple[str, ...]:
+        return ()
+
+    async def not_owned(self, role: str, tables: tuple[TableName, ...]) -> dict[TableName, str]:
+        return {}
+
+    async def checksums(self, tables: tuple[str, ...]) -> dict[str, str]:
+        return {table: "" for table in tables}
 
     async def table_sizes(self) -> dict[TableName, int]:
         return self.world.sizes

@@ -1,7 +1,9 @@
 """Bringing archived data back: from what is kept and what stands there now to SQL, which overwrites nothing newer.
 
-Rows come first, parents before children; then the values inside of rows, the last change first. Each statement gives one
-number. The same statements are run by the daemon and written out as a script.
+Rows come first, parents before children; then the values inside of rows, the last change first. Rows of tables that point
+to one another in a circle, or to themselves, come back in a single statement: foreign keys are checked at its end, so
+that none has to be deferred, and no column to be filled in later, which triggers and checks would see. Each statement
+gives one number first. The same statements are run by the daemon and written out as a script.
 """
 
 import re
@@ -37,6 +39,9 @@ TEXT_SETTINGS = {
     "row_security": "off",
 }
 ALREADY_THERE = "everything that is kept is there already"
+NOT_TAKEN = "left: another row holds a value that must be unique, or a trigger keeps them out"
+# Beside a changed row's new values, under a name that no column can have: which statement it was.
+STATEMENT = ""
 # The first version that can be asked whether a text is a value of a type; before it, asking is trying.
 ASKS_TYPES = 160000
 
@@ -56,6 +61,22 @@ class PresentColumn(msgspec.Struct, frozen=True, kw_only=True):
     filled: str | None = None
 
 
+class UniquePart(msgspec.Struct, frozen=True, kw_only=True):
+    """What a unique index compares: an expression, and the column's name where it is nothing but a column."""
+
+    sql: str
+    column: str = ""
+
+
+class PresentUnique(msgspec.Struct, frozen=True, kw_only=True):
+    """A unique index as it is now; `columns` are all that it needs of a row, for its condition (`where`) too."""
+
+    parts: tuple[UniquePart, ...]
+    columns: tuple[str, ...]
+    where: str = ""
+    nulls_equal: bool = False
+
+
 class PresentTable(msgspec.Struct, frozen=True, kw_only=True):
     """A table as it is now; `kind` is `p` for a partitioned one and `r` for any other."""
 
@@ -65,6 +86,7 @@ class PresentTable(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[PresentColumn, ...]
     constraints: tuple[KeptConstraint, ...] = ()
     sequences: tuple[KeptSequence, ...] = ()
+    uniques: tuple[PresentUnique, ...] = ()
 
     @property
     def table(self) -> TableName:
@@ -156,13 +178,9 @@ def plan_restore(
     backwards = sorted(entries, key=lambda entry: -entry.id)
     left = {e.id: reason for e in backwards if (reason := _obstacle(e, present.get(e.table)))}
     ready = [(e, present[e.table]) for e in backwards if e.id not in left]
-    ranks = _ranks(present)
     steps: list[RestoreStep] = []
-    for entry, table in sorted(ready, key=lambda pair: ranks[pair[0].table]):
-        if entry.kind is ArchiveKind.TABLE:
-            steps += _missing_rows(entry, table, _Kept.whole(entry, table, server_version))
-        elif entry.kind is ArchiveKind.ROWS:
-            steps += _missing_rows(entry, table, _Kept.deleted(entry, table, server_version))
+    for missing, circular in _parents_first(ready, server_version):
+        steps += _circle(missing) if circular else _missing_rows(missing[0])
     for entry, table in ready:
         if entry.kind is ArchiveKind.ROWS:
             steps += _changed_rows(entry, table, server_version)
@@ -170,6 +188,8 @@ def plan_restore(
             steps += _column(entry, table, server_version)
         elif entry.kind is ArchiveKind.NARROWED:
             steps += _narrowed(entry, table, server_version)
+    if ready:
+        steps.append(_check_now(ready[0][0]))
     steps += _sequences(ready)
     return RestorePlan(steps=tuple(steps), left=left)
 
@@ -254,26 +274,45 @@ def _obstacle(entry: ArchiveEntry, table: PresentTable | None) -> str:
         needed = [*entry.key, entry.column]
     missing = [name for name in needed if table.column(name) is None]
     if missing:
-        names = ", ".join(missing)
-        return f"{entry.table.text()} has no column {names}: apply the fixed migration first"
+        names = f"{'columns' if len(missing) > 1 else 'column'} {', '.join(missing)}"
+        return f"{entry.table.text()} has no {names}: apply the fixed migration first"
     return ""
 
 
-def _ranks(present: Mapping[TableName, PresentTable]) -> dict[TableName, int]:
-    """How deep each table hangs below others by its foreign keys; a circle is cut where it is entered first."""
-    ranks: dict[TableName, int] = {}
+def _parents_first(
+    ready: Iterable[tuple[ArchiveEntry, PresentTable]], version: int
+) -> Iterator[tuple[list["_Missing"], bool]]:
+    """The rows to insert, in groups: those of one entry, or of all that point to one another in a circle."""
+    missing = []
+    for entry, table in ready:
+        if entry.kind is ArchiveKind.TABLE:
+            missing.append(_Missing(entry=entry, table=table, kept=_Kept.whole(entry, table, version)))
+        elif entry.kind is ArchiveKind.ROWS:
+            missing.append(_Missing(entry=entry, table=table, kept=_Kept.deleted(entry, table, version)))
+    tables = {one.table.table: one.table for one in missing}
+    parents = {
+        name: {c.other for c in table.parents() if c.other in tables} for name, table in tables.items()
+    }
+    above = {name: _reached(name, parents) for name in tables}
+    # A table that hangs below another reaches all that the other does and itself; in a circle they reach the same.
+    for reached in sorted(set(above.values()), key=lambda names: (len(names), sorted(names))):
+        group = [one for one in missing if above[one.table.table] == reached]
+        if any(name in parents[name] for name in {one.table.table for one in group}) or (
+            len({one.table.table for one in group}) > 1
+        ):
+            yield group, True
+        else:
+            yield from (([one], False) for one in group)
 
-    def rank(table: TableName, above: frozenset[TableName]) -> int:
-        if table not in ranks:
-            parents = [
-                c.other for c in present[table].parents() if c.other in present and c.other not in above
-            ]
-            ranks[table] = max((rank(p, above | {p}) + 1 for p in parents if p is not None), default=0)
-        return ranks[table]
 
-    for table in sorted(present):
-        rank(table, frozenset((table,)))
-    return ranks
+def _reached(name: TableName, parents: Mapping[TableName, set[TableName]]) -> frozenset[TableName]:
+    """A table and all that it hangs below by foreign keys, at whatever depth."""
+    reached, ahead = {name}, [name]
+    while ahead:
+        further = parents[ahead.pop()] - reached
+        reached |= further
+        ahead += further
+    return frozenset(reached)
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------------
@@ -300,22 +339,17 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def deleted(cls, entry: ArchiveEntry, table: PresentTable, version: int) -> "_Kept":
         """Rows as they were before the first statement that touched them, where one removed them in the end."""
-        archive = _archive(entry)
         pairs = _common(entry, table)
         fields = [(kept, now, _field(f"a.{OLD_VALUE}", now.name)) for kept, now in pairs]
         values = [f"{field}::{now.type} AS {quoted(now.name)}" for _, now, field in fields]
         takes = [
             _round_trip(field, now.type, version) for kept, now, field in fields if kept.type != now.type
         ]
-        if not entry.key:
-            rows = f"(SELECT * FROM {archive} d WHERE d.{NEW_VALUE} IS NULL) a"
-            return cls._of(entry, pairs, values, takes, rows)
-        key = ", ".join(_field(f"e.{OLD_VALUE}", name) for name in entry.key)
-        gone = ", ".join(_field(f"d.{OLD_VALUE}", name) for name in entry.key)
-        rows = (
-            f"(SELECT DISTINCT ON ({key}) e.{OLD_VALUE} FROM {archive} e WHERE ARRAY[{key}] IN"
-            f" (SELECT ARRAY[{gone}] FROM {archive} d WHERE d.{NEW_VALUE} IS NULL) ORDER BY {key}, e.{ROW}) a"
-        )
+        # Of several rows that had the same key one after the other the first is the one that was there before.
+        key = ", ".join(_field(f"l.{OLD_VALUE}", name) for name in entry.key)
+        first = f"SELECT DISTINCT ON ({key}) l.*" if key else "SELECT l.*"
+        order = f" ORDER BY {key}, l.{ROW}" if key else ""
+        rows = f"({first} FROM {_lives(entry)} l WHERE l.{NEW_VALUE} IS NULL{order}) a"
         return cls._of(entry, pairs, values, takes, rows)
 
     @classmethod
@@ -344,85 +378,320 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
         return next(_equal(left, right, column) for column in self.columns if column.name == name)
 
 
-def _missing_rows(entry: ArchiveEntry, table: PresentTable, kept: _Kept) -> Iterator[RestoreStep]:
-    """Insert the rows that aren't there."""
-    columns = ", ".join(quoted(name) for name in kept.names())
-    values = ", ".join(f"a.{quoted(name)}" for name in kept.names())
-    overriding = " OVERRIDING SYSTEM VALUE" if any(c.identity for c in table.columns) else ""
-    parents = [
-        (c, _has_parent(c, table, kept)) for c in table.parents() if set(c.columns) <= set(kept.names())
-    ]
-    conditions = [condition for _, condition in parents]
-    own, present = _identity("a", kept.names()), _identity("t", kept.names())
-    match = " AND ".join(kept.equal(name, f"t.{quoted(name)}", f"a.{quoted(name)}") for name in entry.key)
-    if entry.key:
-        source = f"({kept.query}) a"
-        absent = f"NOT EXISTS (SELECT 1 FROM {table.rows()} t WHERE {match})"
-    else:
-        yield _lock(entry, table)
-        source = (
+class _Missing(msgspec.Struct, frozen=True, kw_only=True):
+    """The kept rows of an entry that aren't in its table: `source` is what `absent` picks them from, each as `a`."""
+
+    entry: ArchiveEntry
+    table: PresentTable
+    kept: _Kept
+
+    @property
+    def source(self) -> str:
+        """The kept rows; without a key each is numbered among those that are alike, and has how many are there."""
+        if self.entry.key:
+            return f"({self.kept.query}) a"
+        own, present = _identity("a", self.kept.names()), _identity("t", self.kept.names())
+        return (
             f"(SELECT a.*, {own} AS rollbackd_id, row_number() OVER (PARTITION BY {own} ORDER BY a.{ROW})"
-            f" AS rollbackd_n FROM ({kept.query}) a) a LEFT JOIN (SELECT {present} AS rollbackd_id,"
-            f" count(*) AS rollbackd_n FROM {table.rows()} t GROUP BY 1) p ON p.rollbackd_id = a.rollbackd_id"
+            f" AS rollbackd_n FROM ({self.kept.query}) a) a LEFT JOIN (SELECT {present} AS rollbackd_id,"
+            f" count(*) AS rollbackd_n FROM {self.table.rows()} t GROUP BY 1) p ON p.rollbackd_id = a.rollbackd_id"
         )
-        absent = "a.rollbackd_n > coalesce(p.rollbackd_n, 0)"
-    where = " AND ".join([absent, *conditions])
+
+    @property
+    def absent(self) -> str:
+        """The condition by which a row isn't there."""
+        if self.entry.key:
+            return f"NOT EXISTS (SELECT 1 FROM {self.table.rows()} t WHERE {self.same_key('t', 'a')})"
+        return "a.rollbackd_n > coalesce(p.rollbackd_n, 0)"
+
+    def same_key(self, left: str, right: str) -> str:
+        """Two rows of the table are the same one."""
+        return " AND ".join(
+            self.kept.equal(name, f"{left}.{quoted(name)}", f"{right}.{quoted(name)}")
+            for name in self.entry.key
+        )
+
+    def parents(self) -> list[KeptConstraint]:
+        """The foreign keys that the kept rows have values for."""
+        return [key for key in self.table.parents() if set(key.columns) <= set(self.kept.names())]
+
+    def points(self, key: KeptConstraint, alias: str) -> str:
+        """A row has a value for the key."""
+        return " AND ".join(f"{alias}.{quoted(name)} IS NOT NULL" for name in key.columns)
+
+    def parent(self, key: KeptConstraint, alias: str) -> str:
+        """A row's parent is `p`."""
+        pairs = zip(key.columns, key.other_columns, strict=True)
+        return " AND ".join(self.kept.equal(n, f"p.{quoted(o)}", f"{alias}.{quoted(n)}") for n, o in pairs)
+
+    def parent_is_there(self, key: KeptConstraint, alias: str) -> str:
+        """A row's parent is in its table now."""
+        assert key.other is not None, "a foreign key points to a table"
+        return f"EXISTS (SELECT 1 FROM {key.other.sql()} p WHERE {self.parent(key, alias)})"
+
+    def insert(self, source: str, where: str) -> str:
+        """The statement that inserts them, or those of a source that has the same columns."""
+        columns = ", ".join(quoted(name) for name in self.kept.names())
+        values = ", ".join(f"a.{quoted(name)}" for name in self.kept.names())
+        overriding = " OVERRIDING SYSTEM VALUE" if any(c.identity for c in self.table.columns) else ""
+        return (
+            f"INSERT INTO {self.table.table.sql()} ({columns}){overriding} SELECT {values} FROM {source}"
+            f" WHERE {where} ON CONFLICT DO NOTHING RETURNING 1"
+        )
+
+
+def _missing_rows(missing: _Missing) -> Iterator[RestoreStep]:
+    """Insert the rows that aren't there and whose parents are."""
+    if not missing.entry.key:
+        yield _lock(missing.entry, missing.table)
+    there = [
+        f"(NOT ({missing.points(k, 'a')}) OR {missing.parent_is_there(k, 'a')})" for k in missing.parents()
+    ]
     yield RestoreStep(
-        entry=entry.id,
-        says=f"Insert the rows of {_place(entry)} that aren't there.",
+        entry=missing.entry.id,
+        says=f"Insert the rows of {_place(missing.entry)} that aren't there.",
         sql=(
-            f"WITH done AS (INSERT INTO {table.table.sql()} ({columns}){overriding} SELECT {values} FROM {source}"
-            f" WHERE {where} ON CONFLICT DO NOTHING RETURNING 1) SELECT count(*) FROM done"
+            f"WITH done AS ({missing.insert(missing.source, ' AND '.join([missing.absent, *there]))})"
+            " SELECT count(*) FROM done"
         ),
         counts=Counts.RESTORED,
     )
-    if kept.unfit:
+    yield from _left_rows(missing)
+
+
+def _left_rows(missing: _Missing, circular: bool = False) -> Iterator[RestoreStep]:
+    """Count, once they are inserted, the rows that couldn't be, and those that are there with newer values."""
+    entry, table, place = missing.entry, missing.table, _place(missing.entry)
+    if missing.kept.unfit:
         yield RestoreStep(
             entry=entry.id,
-            says=f"Count the rows of {_place(entry)} with values that the present types don't take.",
-            sql=kept.unfit,
+            says=f"Count the rows of {place} with values that the present types don't take.",
+            sql=missing.kept.unfit,
             counts=Counts.LEFT,
             reason="left: the present types don't hold their values as they were",
         )
-    orphaned = " OR ".join(f"NOT {condition}" for condition in conditions)
-    if orphaned:
-        names = ", ".join(sorted({c.other.text() for c, _ in parents if c.other is not None}))
+    taken = _taken(missing, "rollbackd_left") if circular else []
+    rest = (
+        f"WITH rollbackd_left AS MATERIALIZED (SELECT a.*, row_number() OVER () AS rollbackd_member"
+        f" FROM {missing.source} WHERE {missing.absent}) SELECT count(*) FROM rollbackd_left c"
+    )
+    free = f"c.rollbackd_member NOT IN ({' UNION ALL '.join(taken)})" if taken else "true"
+    lacks = " OR ".join(
+        f"({missing.points(key, 'c')} AND NOT {missing.parent_is_there(key, 'c')})"
+        for key in missing.parents()
+    )
+    if lacks:
+        names = ", ".join(sorted({key.other.text() for key in missing.parents() if key.other is not None}))
         yield RestoreStep(
             entry=entry.id,
-            says=f"Count the rows of {_place(entry)} whose parent in {names} is missing.",
-            sql=f"SELECT count(*) FROM {source} WHERE {absent} AND ({orphaned})",
+            says=f"Count the rows of {place} whose parent in {names} is missing.",
+            sql=f"{rest} WHERE {free} AND ({lacks})",
             counts=Counts.LEFT,
             reason=f"left: the row of {names} that they point to isn't there",
         )
-    fits = f" AND NOT ({orphaned})" if orphaned else ""
     yield RestoreStep(
         entry=entry.id,
-        says=f"Count the rows of {_place(entry)} that couldn't be inserted.",
-        sql=f"SELECT count(*) FROM {source} WHERE {absent}{fits}",
+        says=f"Count the rows of {place} that couldn't be inserted.",
+        sql=f"{rest} WHERE NOT ({free} AND ({lacks}))" if lacks else rest,
         counts=Counts.LEFT,
-        reason="left: another row holds a value that must be unique, or a trigger keeps them out",
+        reason=NOT_TAKEN,
     )
     if entry.key:
-        differs = f"{own} IS DISTINCT FROM {present}"
+        differs = (
+            f"{_identity('a', missing.kept.names())} IS DISTINCT FROM {_identity('t', missing.kept.names())}"
+        )
+        match = missing.same_key("t", "a")
         yield RestoreStep(
             entry=entry.id,
-            says=f"Count the rows of {_place(entry)} that are there with newer values.",
-            sql=f"SELECT count(*) FROM {source} JOIN {table.rows()} t ON {match} WHERE {differs}",
+            says=f"Count the rows of {place} that are there with newer values.",
+            sql=f"SELECT count(*) FROM {missing.source} JOIN {table.rows()} t ON {match} WHERE {differs}",
             counts=Counts.LEFT,
             reason="left: the row is there with newer values",
         )
 
 
-def _has_parent(key: KeptConstraint, table: PresentTable, kept: _Kept) -> str:
-    assert key.other is not None, "a foreign key points to a table"
-    pairs = list(zip(key.columns, key.other_columns, strict=True))
-    empty = " OR ".join(f"a.{quoted(name)} IS NULL" for name in key.columns)
-    match = " AND ".join(kept.equal(own, f"p.{quoted(other)}", f"a.{quoted(own)}") for own, other in pairs)
-    ways = [empty, f"EXISTS (SELECT 1 FROM {key.other.sql()} p WHERE {match})"]
-    if key.other == table.table and set(key.other_columns) <= set(kept.names()):
-        # Its parent may come back in the same statement.
-        ways.append(f"EXISTS (SELECT 1 FROM ({kept.query}) p WHERE {match})")
-    return f"({' OR '.join(ways)})"
+# -- rows that point to one another in a circle -------------------------------------------------------------------------
+
+
+def _circle(members: list[_Missing]) -> Iterator[RestoreStep]:
+    """Insert rows together with those that they point to; who lacks a parent takes along all that point to him.
+
+    Each member's rows that aren't there are numbered. Lost are those that lack a parent, or whose unique value somebody
+    else has, and then whoever points to one that is lost.
+    """
+    for one in members:
+        if not one.entry.key:
+            yield _lock(one.entry, one.table)
+    parts = [_numbered(members, number) for number in range(len(members))]
+    nobody = "SELECT 0 AS child, 0::bigint AS member WHERE false"
+    lost = [nobody, *(query for number in range(len(members)) for query in _lost(members, number))]
+    links = [query for number in range(len(members)) for query in _links(members, number)]
+    if links:
+        parts.append(f"rollbackd_links AS MATERIALIZED ({' UNION ALL '.join(links)})")
+        lost = [
+            f"({' UNION ALL '.join(lost)})",
+            "SELECT k.child, k.member FROM rollbackd_lost l JOIN rollbackd_links k"
+            " ON k.parent = l.child AND k.parent_member = l.member",
+        ]
+    parts.append(f"rollbackd_lost (child, member) AS ({' UNION '.join(lost)})")
+    for number, one in enumerate(members):
+        found = (
+            "NOT EXISTS (SELECT 1 FROM rollbackd_lost l"
+            f" WHERE l.child = {number} AND l.member = a.rollbackd_member)"
+        )
+        parts.append(f"rollbackd_done_{number} AS ({one.insert(f'rollbackd_{number} a', found)})")
+    done = [f"(SELECT count(*) FROM rollbackd_done_{number})" for number in range(len(members))]
+    together = f"WITH RECURSIVE {', '.join(parts)} SELECT {' + '.join(done)}"
+    if len(members) == 1:
+        yield RestoreStep(
+            entry=members[0].entry.id,
+            says=f"Insert the rows of {_place(members[0].entry)} that aren't there, with those that they point to.",
+            sql=together,
+            counts=Counts.RESTORED,
+        )
+    else:
+        # Several entries and one statement: each one's number is read from a setting afterwards.
+        names = [f"rollbackd.restored_{one.entry.id}" for one in members]
+        noted = (
+            f"set_config({_literal(name)}, {count}::text, true)"
+            for name, count in zip(names, done, strict=True)
+        )
+        places = ", ".join(dict.fromkeys(_place(one.entry) for one in members))
+        yield RestoreStep(
+            entry=members[0].entry.id,
+            says=f"Insert the rows of {places} that aren't there, all at once as they point to one another.",
+            sql=f"{together}, {', '.join(noted)}",
+        )
+        for one, name in zip(members, names, strict=True):
+            yield RestoreStep(
+                entry=one.entry.id,
+                says=f"The rows of {_place(one.entry)} that were inserted by it.",
+                sql=f"SELECT current_setting({_literal(name)})::bigint",
+                counts=Counts.RESTORED,
+            )
+    for one in members:
+        yield from _left_rows(one, circular=True)
+
+
+def _numbered(members: list[_Missing], number: int) -> str:
+    """A member's rows that aren't there, numbered; of a row that several entries keep the last version counts."""
+    one = members[number]
+    where = [one.absent]
+    for earlier, other in enumerate(members[:number]):
+        if other.table.table != one.table.table:
+            continue
+        if one.entry.key and set(one.entry.key) <= set(other.kept.names()):
+            where.append(f"NOT EXISTS (SELECT 1 FROM rollbackd_{earlier} b WHERE {one.same_key('b', 'a')})")
+        elif not one.entry.key and not other.entry.key:
+            where.append(
+                "a.rollbackd_n > coalesce(p.rollbackd_n, 0)"
+                f" + (SELECT count(*) FROM rollbackd_{earlier} b WHERE b.rollbackd_id = a.rollbackd_id)"
+            )
+    return (
+        f"rollbackd_{number} AS MATERIALIZED (SELECT a.*, row_number() OVER () AS rollbackd_member"
+        f" FROM {one.source} WHERE {' AND '.join(where)})"
+    )
+
+
+def _coming(members: list[_Missing], key: KeptConstraint) -> list[int]:
+    """The members among whose rows a foreign key's parent may be."""
+    return [
+        number
+        for number, one in enumerate(members)
+        if one.table.table == key.other and set(key.other_columns) <= set(one.kept.names())
+    ]
+
+
+def _lost(members: list[_Missing], number: int) -> Iterator[str]:
+    """Queries of a member's rows that can't be inserted whatever becomes of the others."""
+    one = members[number]
+    for key in one.parents():
+        nowhere = [f"NOT {one.parent_is_there(key, 'c')}"]
+        nowhere += [
+            f"NOT EXISTS (SELECT 1 FROM rollbackd_{other} p WHERE {one.parent(key, 'c')})"
+            for other in _coming(members, key)
+        ]
+        yield (
+            f"SELECT {number}, c.rollbackd_member FROM rollbackd_{number} c"
+            f" WHERE {one.points(key, 'c')} AND {' AND '.join(nowhere)}"
+        )
+    for query in _taken(one, f"rollbackd_{number}"):
+        yield f"SELECT {number}, u.rollbackd_member FROM ({query}) u"
+
+
+def _links(members: list[_Missing], number: int) -> Iterator[str]:
+    """Queries that say which of a member's rows need which others, because these aren't there yet."""
+    one = members[number]
+    for key in one.parents():
+        for other in _coming(members, key):
+            yield (
+                f"SELECT {number} AS child, c.rollbackd_member AS member, {other} AS parent,"
+                f" p.rollbackd_member AS parent_member FROM rollbackd_{number} c"
+                f" JOIN rollbackd_{other} p ON {one.parent(key, 'c')}"
+                f" WHERE {one.points(key, 'c')} AND NOT {one.parent_is_there(key, 'c')}"
+            )
+
+
+def _taken(missing: _Missing, numbered: str) -> Iterator[str]:
+    """Queries of the numbers of rows whose value in a unique index another row holds by now."""
+    for unique in missing.table.uniques:
+        if not set(unique.columns) <= set(missing.kept.names()):
+            continue
+        values = ", ".join(f"({part.sql}) AS rollbackd_u{n}" for n, part in enumerate(unique.parts))
+        where = f" WHERE {unique.where}" if unique.where else ""
+        same = " AND ".join(
+            _same_unique(unique, missing.table.column(part.column), f"c.rollbackd_u{n}", f"t.rollbackd_u{n}")
+            for n, part in enumerate(unique.parts)
+        )
+        yield (
+            f"SELECT c.rollbackd_member FROM (SELECT {values}, rollbackd_member FROM {numbered}{where}) c"
+            f" JOIN (SELECT {values} FROM {missing.table.rows()}{where}) t ON {same}"
+        )
+
+
+def _same_unique(unique: PresentUnique, column: PresentColumn | None, left: str, right: str) -> str:
+    """Of an expression it isn't known whether its type's operator is found, so its text is compared."""
+    if column is None or column.as_text:
+        left, right = _text(left), _text(right)
+    return f"{left} IS NOT DISTINCT FROM {right}" if unique.nulls_equal else f"{left} = {right}"
+
+
+# -- rows that were changed ---------------------------------------------------------------------------------------------
+
+
+def _lives(entry: ArchiveEntry) -> str:
+    """What the statements made of each row from first to last: its old values, and the new ones unless it was removed.
+
+    A change goes on where the last one before it ended: at the same key, or the same values where there is none. To tell
+    so, each value is a stack: whoever comes to have it is put on it, whoever had it is taken off. What one statement
+    changes it changes at once, so that all leave before any arrive. An archive that doesn't say which statement it was
+    (an older one) is followed only where the key stayed.
+    """
+    names = entry.key or tuple(column.name for column in entry.definition.columns)
+    start = _array(_field(f"d.{OLD_VALUE}", name) for name in names)
+    end = _array(_field(f"d.{NEW_VALUE}", name) for name in names)
+    statement = _field(f"d.{NEW_VALUE}", STATEMENT)
+    # A row that is removed and made anew with its key is that row still.
+    stays = f"CASE WHEN d.{NEW_VALUE} IS NOT NULL THEN {end}{f' ELSE {start}' if entry.key else ''} END"
+    going = f"PARTITION BY v ORDER BY moment, way, {ROW} ROWS UNBOUNDED PRECEDING"
+    return (
+        f"(WITH RECURSIVE changes AS (SELECT d.*, {start} AS before, {stays} AS after, d.{NEW_VALUE} IS NULL"
+        f" OR {statement} IS NOT NULL OR {start} = {end} AS follows, CASE WHEN {statement} IS NULL THEN d.{ROW}"
+        f" ELSE min(d.{ROW}) OVER (PARTITION BY {statement}) END AS moment FROM {_archive(entry)} d),"
+        f" ways AS (SELECT {ROW}, before AS v, -1 AS way, moment FROM changes WHERE follows"
+        f" UNION ALL SELECT {ROW}, after, 1, moment FROM changes WHERE after IS NOT NULL),"
+        f" sums AS (SELECT *, sum(way) OVER ({going}) AS height FROM ways),"
+        f" heights AS (SELECT *, height - least(0, min(height) OVER ({going})) + CASE way WHEN 1 THEN 0 ELSE 1 END"
+        " AS level FROM sums),"
+        f" pairs AS (SELECT {ROW}, way, lag({ROW}) OVER same AS previous, lag(way) OVER same AS previous_way FROM heights"
+        f" WINDOW same AS (PARTITION BY v, level ORDER BY moment, way, {ROW})),"
+        f" following AS (SELECT {ROW}, previous FROM pairs WHERE way = -1 AND previous_way = 1),"
+        f" lives AS (SELECT c.{ROW} AS first, c.{ROW} AS last FROM changes c"
+        f" WHERE NOT EXISTS (SELECT 1 FROM following f WHERE f.{ROW} = c.{ROW})"
+        f" UNION ALL SELECT l.first, f.{ROW} FROM lives l JOIN following f ON f.previous = l.last)"
+        f" SELECT b.{ROW}, b.{OLD_VALUE}, e.{NEW_VALUE} FROM lives l JOIN changes b ON b.{ROW} = l.first"
+        f" JOIN changes e ON e.{ROW} = l.last WHERE NOT EXISTS (SELECT 1 FROM following f WHERE f.previous = l.last))"
+    )
 
 
 def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Iterator[RestoreStep]:
@@ -430,7 +699,6 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
     pairs = _common(entry, table)
     columns = [now for _, now in pairs]
     settable = [(kept, now) for kept, now in pairs if now.identity != "always"]
-    archive = _archive(entry)
     place = _place(entry)
     if not settable:
         return
@@ -453,9 +721,8 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
     if entry.key:
         group = ", ".join(_field("e." + NEW_VALUE, name) for name in entry.key)
         changes = (
-            f"(SELECT DISTINCT ON ({group}) first_value(e.{OLD_VALUE}) OVER w AS o, last_value(e.{NEW_VALUE}) OVER w AS n"
-            f" FROM {archive} e WHERE e.{NEW_VALUE} IS NOT NULL WINDOW w AS (PARTITION BY {group} ORDER BY e.{ROW}"
-            " ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) a"
+            f"(SELECT DISTINCT ON ({group}) e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n FROM {_lives(entry)} e"
+            f" WHERE e.{NEW_VALUE} IS NOT NULL ORDER BY {group}, e.{ROW} DESC) a"
         )
         match = " AND ".join(
             _equal(f"t.{quoted(now.name)}", f"{_field('a.n', now.name)}::{now.type}", now)
@@ -469,7 +736,7 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
         new = _fields("e." + NEW_VALUE, columns)
         changes = (
             f"(SELECT e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n, {new} AS i, row_number() OVER (PARTITION BY {new} ORDER BY e.{ROW} DESC)"
-            f" AS r FROM {archive} e WHERE e.{NEW_VALUE} IS NOT NULL) a"
+            f" AS r FROM {_lives(entry)} e WHERE e.{NEW_VALUE} IS NOT NULL) a"
         )
         identity = _identity("s", [c.name for c in columns])
         more = (
@@ -867,6 +1134,14 @@ def _place(entry: ArchiveEntry) -> str:
 
 def _comment(text: str) -> str:
     return " ".join(text.split())
+
+
+def _check_now(entry: ArchiveEntry) -> RestoreStep:
+    return RestoreStep(
+        entry=entry.id,
+        says="Check now what is deferred to the transaction's end: a dry run has no other.",
+        sql="SET CONSTRAINTS ALL IMMEDIATE",
+    )
 
 
 def _lock(entry: ArchiveEntry, table: PresentTable) -> RestoreStep:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from rollbackd.core.assess import heads_text
 from rollbackd.core.plan import Downgrade, Step, StopApplication, step_text
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
@@ -300,12 +301,23 @@ class Engine:
         await self._require_lease(lease)
         reason = f"{step_text(step)}: {error}"
         done = await self._done_before(lease.run, number)
-        if any(isinstance(earlier, Downgrade) for earlier in done.values()):
-            return await self._hold(
-                lease, number, step, HeldError(f"the database was downgraded, and then {reason}")
-            )
+        seen = None
         if isinstance(step, Downgrade):
             seen = await self._look_safely(step, self._context(lease, number))
+        if any(isinstance(earlier, Downgrade) for earlier in done.values()):
+            stands = ""
+            if isinstance(step, Downgrade):
+                stands = ". " + (
+                    "Where the database stands can't be read"
+                    if seen is None
+                    else seen.statement
+                    or f"It stands at {heads_text(step.from_heads)}, whole: see to the cause, then 'rollbackd resume', or"
+                    " 'rollbackd abandon'"
+                )
+            return await self._hold(
+                lease, number, step, HeldError(f"the database was downgraded, and then {reason}{stands}")
+            )
+        if isinstance(step, Downgrade):
             if seen is None or seen.observation is not Observation.NOT_DONE:
                 said = seen.statement if seen is not None else "where the database stands can't be read"
                 return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
