@@ -4,19 +4,17 @@ import asyncio
 import contextlib
 import http.server
 import json
-import os
-import signal
+import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.adapters.conftest import ENV_PY, PYTHON, Project, Role, Stage
+from tests.adapters.conftest import ENV_PY, PYTHON, Project, Stage
 
 from rollbackd.adapters.backup.scratch import IN_USE, mark, scratch_database, sweep_scratch
 from rollbackd.adapters.postgres.archives import PostgresArchives
@@ -235,7 +233,6 @@ async def test_timeouts_of_statements_and_locks_are_those_of_the_downgrade(
     found = await queueing.rehearse("r4", "r3")
     assert found.failure is not None
     assert found.failure.sqlstate == "55P03"
-    assert found.seconds < 10
 
 
 async def test_an_extension_that_scratch_lacks_is_said_in_one_sentence(
@@ -316,15 +313,13 @@ async def test_a_child_that_is_killed_leaves_nothing_known_and_nothing_behind(
 
 
 REHEARSING = """
-import asyncio, sys
-import msgspec
+import asyncio, pickle, sys
 from pathlib import Path
 from rollbackd.adapters.rehearsal.rehearsals import TargetRehearsals
 from rollbackd.core.rehearsal import Depth, Way
-from rollbackd.settings import Target
-target = msgspec.json.decode(sys.argv[1], type=Target)
+target = pickle.loads((Path(sys.argv[1]) / "target").read_bytes())
 way = Way(revisions=("r4",), from_heads=("r4",), to_heads=("r3",))
-rehearsals = TargetRehearsals(target, Path(sys.argv[2]), sys.argv[3])
+rehearsals = TargetRehearsals(target, Path(sys.argv[1]), sys.argv[2])
 asyncio.run(rehearsals.rehearse(way, depth=Depth.FULL, fingerprint="f"))
 """
 
@@ -334,8 +329,9 @@ async def test_what_a_killed_daemon_leaves_in_scratch_is_swept_and_nobody_elses(
 ) -> None:
     downgrading(project, "op.execute('SELECT pg_sleep(60)')")
     hand = hire(project)
-    daemon = subprocess.Popen(
-        [sys.executable, "-c", REHEARSING, msgspec_json(hand.target), str(tmp_path), STORE],
+    (tmp_path / "target").write_bytes(pickle.dumps(hand.target))
+    daemon = subprocess.Popen(  # noqa: ASYNC220 - killed, not waited for
+        [sys.executable, "-c", REHEARSING, str(tmp_path), STORE],
         stderr=subprocess.DEVNULL,
     )
     sleeping = "SELECT datname FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)%'"
@@ -344,23 +340,18 @@ async def test_what_a_killed_daemon_leaves_in_scratch_is_swept_and_nobody_elses(
     finally:
         daemon.kill()
         daemon.wait()
+    left = hand.scratch_databases()
+    assert orphan in left
     theirs = "rollbackd_scratch_another_1"
     hand.stage.run("postgres", f"CREATE DATABASE {theirs}")
     hand.stage.run("postgres", f"COMMENT ON DATABASE {theirs} IS '{mark('another')}'")
     try:
-        assert orphan in hand.scratch_databases()
-        assert await sweep_scratch(hand.target, STORE) == [orphan]
+        assert sorted(await sweep_scratch(hand.target, STORE)) == sorted(left)
         assert hand.scratch_databases() == [theirs]
         assert hand.stage.run("postgres", sleeping) == []
     finally:
         hand.stage.run("postgres", f"DROP DATABASE {theirs}")
     assert project.heads() == ["r4"]
-
-
-def msgspec_json(value: Any) -> str:
-    import msgspec
-
-    return msgspec.json.encode(value).decode()
 
 
 async def until(look: Callable[[], Any]) -> Any:
@@ -419,6 +410,23 @@ async def test_the_kept_copy_serves_the_same_schema_and_is_made_anew_for_another
     assert any("later" in name for name in other.expected.objects)
     assert not any("later" in name for name in again.expected.objects)
     assert {anew} == IN_USE
+
+
+async def test_an_engine_that_the_application_keeps_is_led_to_each_new_copy(
+    project: Project, hire: Hire
+) -> None:
+    """Its module is loaded once in the child, and its pool holds a connection to the copy of the rehearsal before."""
+    url = hire(project).target.database.url.replace("postgresql", "postgresql+psycopg")
+    (project.folder / "shop_engine.py").write_text(
+        f"from sqlalchemy import create_engine\nengine = create_engine({url!r})\nloaded = []\n"
+    )
+    kept = "from shop_engine import engine, loaded\nloaded.append(1)\nassert len(loaded) < 2 or engine.pool.checkedin()"
+    project.env_py(by_engine("engine", kept))
+    hand = hire(project)
+    for _ in range(3):
+        found = await hand.rehearse()
+        assert found.unknown == ""
+        assert found.passed, found.failure
 
 
 async def test_a_prepared_rehearsal_has_its_copy_and_its_child_already(
@@ -1120,6 +1128,6 @@ async def test_a_migration_that_cannot_be_replayed_is_named_with_its_reason(
         raise AssertionError("it was replayed")
 
     with pytest.raises(
-        PermanentError, match='the migration can\'t be run again on the backup: r2: .*"nowhere"'
+        PermanentError, match=r'the migration can\'t be run again on the backup: r2: .*"nowhere"'
     ):
         await replay.run(look)

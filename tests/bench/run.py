@@ -117,17 +117,15 @@ async def signal_to_downgrade(rounds: int) -> None:
                         alembic.append(await rig.bare_alembic())
                         times.append(await rig.one_rollback())
                     await rig.stop_daemon()
-                    _say(
-                        times,
-                        alembic,
-                        "a pre-started worker" if prestart else "a worker that planning started",
-                    )
+                    worker = "a pre-started worker" if prestart else "a worker that planning started"
+                    _say(times, alembic, worker)
             finally:
                 await rig.stop_daemon()
     finally:
         await asyncio.to_thread(postgres.stop)
 
 
+# Up to the downgrade, in this order.
 STEPS = ("validate_before", "back_up", "prove_backup", "stop_application", "downgrade")
 
 

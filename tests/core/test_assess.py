@@ -332,3 +332,30 @@ def test_a_probe_whose_last_usable_reading_is_old_has_no_data_however_many_error
         for s in range(0, 90, 10)
     ]
     assert judge_probe(RULE, measurements, T0 + timedelta(seconds=90)) is P.NO_DATA
+
+
+@pytest.mark.parametrize(
+    ("taken", "data", "says"),
+    [
+        # Nobody ran it again, or it couldn't be.
+        (None, Data.LOSS_REPORTED, "what the migration takes away isn't known"),
+        ({}, Data.LOSS_NOT_BY_MIGRATION, "takes nothing away"),
+        ({"public.t": 0}, Data.LOSS_NOT_BY_MIGRATION, "takes nothing away"),
+        (
+            {"public.u": 3, "public.t": 1204, "public.v": 0},
+            Data.LOSS_CONFIRMED,
+            "takes away 1,204 of public.t, 3 of public.u",
+        ),
+    ],
+)
+def test_lost_rows_are_the_migrations_doing_only_where_it_takes_some_when_it_is_run_again(
+    taken: dict[str, int] | None, data: Data, says: str
+) -> None:
+    reported = evidence(signals=(signal(Category.DATA_LOSS),), taken_by_migration=taken)
+    found = assess(reported, at(5))
+    assert found.facts.data is data
+    assert found.reasons["data"].startswith("Alert")
+    assert says in found.reasons["data"]
+    # Without a claim nothing is lost: taking rows away may be what the migration is for.
+    unreported = assess(evidence(taken_by_migration=taken), at(5))
+    assert (unreported.facts.data, unreported.reasons["data"]) == (Data.INTACT, "nobody reported lost rows")

@@ -146,6 +146,11 @@ def test_every_typo_is_reported_at_once() -> None:
         {"name": "d", "action": "keep"},
         row("e", hold=True),
         row("f", "roll_back_and_restore", when={"migration": "applied"}),
+        row(
+            "f2",
+            "roll_back_and_restore",
+            when={"migration": "applied", "data": ["loss_confirmed", "loss_reported"]},
+        ),
         row("g", when=[{"bug": "minor"}]),
         LAST,
         LAST,
@@ -160,6 +165,7 @@ def test_every_typo_is_reported_at_once() -> None:
         "row 4: Object missing required field `why`",
         "row 'e': hold goes with action",
         "row 'f': roll_back_and_restore brings back what the migration took away",
+        "row 'f2': roll_back_and_restore brings back what the migration took away",
         "row 'g': bug is never 'minor'; it is one of none, reported",
         "2 rows are named 'last'",
     ]
@@ -225,10 +231,24 @@ def test_the_shipped_matrix_proves_and_has_these_rows(shipped: Matrix) -> None:
         ({"performance": "degraded"}, "performance-degraded", "investigate"),
         ({"performance": "critical"}, "performance-critical", "roll_back"),
         ({"bug": "reported"}, "minor-bug-in-the-migration", "fix_forward"),
+        ({"data": "loss_confirmed"}, "data-loss-by-the-migration", "roll_back_and_restore"),
+        # A claim alone is none of the migration's doing.
         ({"data": "loss_reported"}, "data-loss-reported", "investigate"),
         ({"data": "loss_not_by_migration"}, "data-loss-reported", "investigate"),
-        ({"data": "loss_confirmed"}, "data-loss-by-the-migration", "roll_back_and_restore"),
+        ({"data": "loss_not_by_migration", "errors": "firing"}, "data-loss-reported", "investigate"),
+        (
+            {"data": "loss_confirmed", "migration": "failed_midway"},
+            "data-loss-by-the-migration",
+            "roll_back_and_restore",
+        ),
+        # Where it stands isn't known, or nothing is on: nothing to take off.
         ({"data": "loss_confirmed", "migration": "unknown"}, "data-loss-reported", "investigate"),
+        ({"data": "loss_confirmed", "migration": "not_moved"}, "data-loss-reported", "investigate"),
+        (
+            {"data": "loss_confirmed", "migration": "failed_inside"},
+            "migration-failed-inside-a-revision",
+            "investigate",
+        ),
         ({"application": "failing"}, "application-fails-after-good-migration", "roll_back_with_deployment"),
         # A deploy that moved no revision never leads to a downgrade.
         (

@@ -10,6 +10,7 @@ import pytest
 from rollbackd.core.archives import ArchiveItem, ArchiveKind
 from rollbackd.core.observing import (
     LOCK_MODES,
+    Attributes,
     Column,
     Constraint,
     Labels,
@@ -23,6 +24,7 @@ from rollbackd.core.observing import (
     WatchedStep,
     archive_items,
     rehearsed_revisions,
+    renamed_tables,
 )
 from rollbackd.core.rehearsal import (
     ChangedColumn,
@@ -89,6 +91,7 @@ def keyed(*things: Any) -> dict[str, dict[str, Any]]:
         "constraints": {},
         "indexes": {},
         "labels": {},
+        "composites": {},
     }
     for one in things:
         match one:
@@ -102,6 +105,8 @@ def keyed(*things: Any) -> dict[str, dict[str, Any]]:
                 found["indexes"][str(one.oid)] = one
             case Labels():
                 found["labels"][str(one.type_oid)] = one
+            case Attributes():
+                found["composites"][str(one.type_oid)] = one
     return found
 
 
@@ -316,6 +321,23 @@ def test_the_labels_that_the_old_enum_lacks_are_named() -> None:
     assert (found.old_type, found.new_type, found.labels) == ("mood", "mood", ("paid",))
     to_text = one(step(now=(column(ORDERS, 3, "state", "text"),)), first=before).changed_columns
     assert to_text[0].labels == ()
+
+
+def test_a_column_whose_composite_type_has_other_attributes_now_is_changed_under_its_name() -> None:
+    pair = column(ORDERS, 3, "place", "pair", type_oid=70)
+    before = (*SHOP, pair, Attributes(70, ("x integer", "y integer")))
+    (found,) = one(step(now=(Attributes(70, ("x integer",)),)), first=before).changed_columns
+    assert (found.table, found.column, found.old_type, found.new_type) == (
+        name("orders"),
+        "place",
+        "pair",
+        "pair",
+    )
+    assert not found.keeps_values
+    # A new type is nobody's yet; a column that goes with it is gone, and not changed.
+    assert one(step(now=(Attributes(71, ("z integer",)),)), first=before).changed_columns == ()
+    gone = one(step(gone=(pair,), now=(Attributes(70, ("x integer",)),)), first=before)
+    assert (len(gone.gone_columns), gone.changed_columns) == (1, ())
 
 
 def test_a_generated_column_changes_no_value_of_its_own() -> None:
@@ -553,6 +575,28 @@ def test_a_version_table_of_another_name_is_left_out_by_that_name() -> None:
     of_name = msgspec.structs.replace(seen, version_table={"name": "log"})
     assert rehearsed_revisions(of_name)[0].written == ()
     assert rehearsed_revisions(seen)[0].written != ()
+
+
+# -- the whole way ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_revision_that_ran_for_each_tenant_is_one_that_did_all_of_it() -> None:
+    drop_note = step(ran("ALTER TABLE orders ...", on(ORDERS, "AccessExclusiveLock")), gone=(NOTE,))
+    drop_order = step(ran("ALTER TABLE lines ...", on(LINES, "AccessExclusiveLock")), gone=(ORDER_ID,))
+    (seen,) = observed(drop_note, msgspec.structs.replace(drop_order, transactional=False))
+    assert [c.column for c in seen.gone_columns] == ["note", "order_id"]
+    assert [lock.table.name for lock in seen.locks] == ["orders", "lines"]
+    assert (seen.seconds, seen.transactional, len(seen.statements)) == (1.0, False, 2)
+    assert [i.column for i in items(drop_note, drop_order)] == ["note", "order_id"]
+
+
+def test_tables_that_have_another_name_in_the_end_are_told() -> None:
+    back_again = (
+        step(id_="r3", now=(table(LOG, "journal"), table(ORDERS, "purchases"), table(LINES, "rows"))),
+        step(id_="r2", now=(table(LOG, "log"), table(40, "new"), table(60, "v", "v"))),
+        step(id_="r1", gone=(table(LINES, "rows"),), now=(table(60, "w", "v"), table(40, "newer"))),
+    )
+    assert renamed_tables(watched(*back_again)) == ((name("orders"), name("purchases")),)
 
 
 # -- what is archived -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,14 @@ from rollbackd.core.plan import (
     with_recovery,
 )
 from rollbackd.core.reading import DowngradeBody, ReadRevision
-from rollbackd.core.rehearsal import Depth, Failure, RanStatement, Rehearsal, RehearsedRevision
+from rollbackd.core.rehearsal import (
+    Depth,
+    Failure,
+    RanStatement,
+    Rehearsal,
+    RehearsedRevision,
+    WrittenTable,
+)
 from rollbackd.core.revisions import Revision, RevisionGraph
 from rollbackd.core.risks import Obstacle, RiskKind, Risks, RowsAtRisk
 from rollbackd.core.schema import SchemaDifference, TableName
@@ -77,6 +84,7 @@ def read(**of: Any) -> dict[str, ReadRevision]:
 def rehearsed(scripts: dict[str, ReadRevision], **changed: Any) -> Rehearsal:
     """A rehearsal with every row that executed what was read, a tenth of a second each."""
     usual: dict[str, Any] = {
+        "difference": SchemaDifference(added=("index i",)),
         "depth": Depth.FULL,
         "from_heads": ("r6",),
         "to_heads": ("r1",),
@@ -273,15 +281,15 @@ LEAVE, FIRST, STOP = WayBack.LEAVE_SCHEMA, WayBack.RELEASE_FIRST, WayBack.STOP_W
         ((LEAVE, FIRST, STOP), WORKS, {"starts_application": False}, STOP, ["no command is declared that puts", "no command"]),
         ((LEAVE, FIRST, STOP), WORKS, {"tolerates_stamp": False}, STOP, ["'deployment.tolerates_unknown_stamp'", "stamp"]),
         # Nothing that was allowed fits.
-        ((LEAVE, FIRST), BROKEN, {}, STOP, ["not leave_schema", "not release_first", "no other way is left"]),
-        ((), WORKS, {}, STOP, ["no other way is left"]),
+        ((LEAVE, FIRST), BROKEN, {}, None, ["not leave_schema", "not release_first"]),
+        ((), WORKS, {}, None, []),
     ],
 )  # fmt: skip
 def test_the_first_allowed_way_that_fits_is_taken_and_the_others_say_why_not(
     ways: tuple[WayBack, ...],
     old_release: OldRelease,
     changed: dict[str, Any],
-    chosen: WayBack,
+    chosen: WayBack | None,
     why: list[str],
 ) -> None:
     means = Means(**({"starts_application": True, "tolerates_stamp": True, "ways": ways} | changed))
@@ -289,6 +297,11 @@ def test_the_first_allowed_way_that_fits_is_taken_and_the_others_say_why_not(
     assert found is chosen
     assert len(said) == len(why)
     assert all(part in sentence for part, sentence in zip(why, said, strict=True)), said
+
+
+def test_a_way_that_the_policy_does_not_allow_is_never_taken() -> None:
+    planned = plan(read(), ways=(LEAVE, FIRST), found={"old_release": BROKEN})
+    assert any("the policy allows leave_schema, release_first alone" in text for text in planned.blockers)
 
 
 def test_of_a_works_not_only_the_first_three_reasons_are_told() -> None:
@@ -501,6 +514,35 @@ def test_whether_a_change_of_the_schema_is_expected_is_known_where_it_was_rehear
     assert [g.changes_schema for g in groups(planned)] == [differs]
 
 
+def test_of_several_groups_a_rehearsal_cannot_tell_which_one_changes_the_schema() -> None:
+    of = read(r4=ALONE, r2={"statements": ("DELETE FROM t",)}, r3={"statements": ("DELETE FROM t",)})
+    assert [g.changes_schema for g in groups(plan(of))] == [True, True, False]
+    nothing = rehearsed(of, difference=SchemaDifference())
+    assert [g.changes_schema for g in groups(plan(of, found={"rehearsal": nothing}))] == [False] * 3
+
+
+def test_what_the_rehearsal_wrote_changes_rows_whatever_could_be_read() -> None:
+    def changes_data(revisions: tuple[RehearsedRevision, ...]) -> list[bool]:
+        shown = rehearsed(read(), revisions=revisions)
+        return [g.changes_data for g in groups(plan(read(), found={"rehearsal": shown}))]
+
+    assert changes_data(tuple(ran(r) for r in PATH.revisions)) == [False]
+    written = WrittenTable(table=T, today=T, updated=1)
+    assert changes_data(tuple(ran(r, written=(written,)) for r in PATH.revisions)) == [True]
+
+
+def test_tables_that_the_way_back_renames_are_named_twice() -> None:
+    shown = rehearsed(read(), renamed=((T, U),))
+    assert plan(read(), found={"rehearsal": shown}).renamed == {"s.t": "public.u"}
+
+
+def test_a_publication_of_every_table_is_warned_of_where_something_is_archived() -> None:
+    found = {"publications": ("everything",)}
+    assert plan(read(), found=found).warnings == ()
+    (warning,) = plan(read(), found=found | {"archive": (item(),)}).warnings
+    assert warning.startswith("everything publishes every table, archives included")
+
+
 @pytest.mark.parametrize(
     "of", [{"failed": "TypeError: no rows"}, {"statements": ("DO $$ BEGIN DELETE FROM t; END $$",)}]
 )
@@ -659,6 +701,17 @@ def test_what_a_migration_took_away_is_recovered_before_the_stop_and_brought_bac
         "validate_database",
         "bring_back",
     ]
+
+
+@pytest.mark.parametrize("brings_back", [True, False])
+def test_recovering_what_is_lost_changes_nothing_and_bringing_it_back_comes_after_the_downgrade(
+    brings_back: bool,
+) -> None:
+    planned = recovering(brings_back)
+    first = kinds(planned).index("downgrade")
+    expected = [False] * first + [True] * (len(planned.steps) - first)
+    assert [step.past_return for step in planned.steps] == expected
+    assert planned.sha256() != plan(read(**LOSSY), found=LOSS).sha256()
 
 
 def test_what_a_migration_took_away_waits_in_the_archive_where_a_person_is_to_bring_it_back() -> None:

@@ -17,7 +17,7 @@ from rollbackd.core.rehearsal import (
     RehearsedRevision,
     WrittenTable,
 )
-from rollbackd.core.risks import Obstacle, RiskKind, Risks, RowsAtRisk
+from rollbackd.core.risks import OWNERSHIP, Obstacle, RiskKind, Risks, RowsAtRisk
 from rollbackd.core.schema import SchemaDifference, TableName
 from rollbackd.core.verdicts import Verdict, judge_old_release, judge_revisions
 
@@ -60,6 +60,7 @@ SCHEMA, SAMPLE, FULL = Depth.SCHEMA, Depth.SAMPLE, Depth.FULL
 FAILED = Failure(revision="r", reason="column c contains null values")
 IN_THE_WAY = risks(obstacles=(obstacle(2),))
 PERHAPS = risks(obstacles=(obstacle(2, certain=False),))
+FOREIGN = risks(obstacles=(Obstacle(revision="r", rule=OWNERSHIP, name="ann", table=T),))
 UNCOUNTED = risks(obstacles=(obstacle(-1, unknown="out of time"),))
 
 
@@ -73,10 +74,14 @@ UNCOUNTED = risks(obstacles=(obstacle(-1, unknown="out of time"),))
         ({"statements": ("DO $$ BEGIN NULL; END $$",)}, rehearsal(), risks(), V.REVERSIBLE, ""),
         # What would go is empty today.
         ({}, rehearsal(), risks(lost(0)), V.REVERSIBLE, ""),
-        # Something goes, or nobody knows how much.
+        # Something goes.
         ({}, rehearsal(), risks(lost(2)), V.LOSES_DATA, "2 rows of public.t go"),
         ({}, rehearsal(depth=SCHEMA), risks(lost(2)), V.LOSES_DATA, "2 rows of public.t go"),
+        # Nobody knows how much, and so whether all of it can be kept.
         ({}, rehearsal(), risks(lost(-1, unknown="no time")), V.UNKNOWN, "an unknown number"),
+        ({}, rehearsal(), risks(lost(2), lost(-1, unknown="no time")), V.UNKNOWN, "2 rows of public.t go; an unknown"),
+        # The copy is ours; what belongs to somebody else there may not be altered in earnest.
+        ({}, rehearsal(), FOREIGN, V.WILL_FAIL, "public.t belongs to ann, and the role that migrates may not alter it"),
         # Of another revision's doing.
         ({}, rehearsal(), risks(lost(2, revision="x")), V.REVERSIBLE, ""),
         # It can't be taken off, whatever was rehearsed.

@@ -1,6 +1,5 @@
 """Rows that a migration took away: found by running it again on the backup from before it, and brought back."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -16,13 +16,20 @@ from tests.end_to_end.ground import DAEMON, environment
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROLLED_BACK = ("all ", "tables and columns are those from before the deploy", "the report says succeeded")
+# By `rollbackd restore`, once the fixed migration is in.
+BROUGHT_BACK = ("what the downgrade took away is back: ", "bringing it back twice does nothing more")
 # For each scenario the row that decides, and beginnings of what must have been checked.
 SCENARIOS = {
-    "application-fails": ("application-fails-after-good-migration", ROLLED_BACK),
-    "production-errors": ("production-errors-after-deploy", ROLLED_BACK),
+    "application-fails": ("application-fails-after-good-migration", (*ROLLED_BACK, *BROUGHT_BACK)),
+    "production-errors": ("production-errors-after-deploy", (*ROLLED_BACK, *BROUGHT_BACK)),
     "production-approval": (
         "application-fails-after-good-migration",
-        (*ROLLED_BACK, "alice, who may operate and not approve, is refused", "the report names who approved"),
+        (
+            *ROLLED_BACK,
+            *BROUGHT_BACK,
+            "alice, who may operate and not approve, is refused",
+            "the report names who approved",
+        ),
     ),
     "migration-failed-clean": ("migration-failed-clean", (*ROLLED_BACK, "no downgrade was run")),
     "migration-failed-midway": ("migration-failed-midway", ROLLED_BACK),
@@ -31,6 +38,14 @@ SCENARIOS = {
         (*ROLLED_BACK, "the run is held and names what differs", "the inverse statements are shown"),
     ),
     "minor-bug": ("minor-bug-in-the-migration", ("the action is fix_forward", "no run was made")),
+    "data-loss": (
+        "data-loss-by-the-migration",
+        (
+            *ROLLED_BACK,
+            "the migration, run again on the backup, was seen to delete them",
+            "what the customer withdrew stays withdrawn",
+        ),
+    ),
     "nothing-moved": ("application-fails-nothing-moved", (*ROLLED_BACK, "no downgrade was run")),
 }
 

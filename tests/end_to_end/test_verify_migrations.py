@@ -243,6 +243,7 @@ def small(folder: Path) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_a_lost_stamp_is_told_and_those_above_it_are_verified(
     clean_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
@@ -271,6 +272,7 @@ def test_an_upgrade_that_loses_its_stamp_isnt_taken_for_one_that_is_on(
     assert json.loads(done.stdout)["stopped"].startswith("lost can't be put on")
 
 
+@pytest.mark.slow
 def test_branches_and_a_merge_are_verified_each_on_what_it_stands_on(
     clean_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
@@ -290,6 +292,7 @@ def test_branches_and_a_merge_are_verified_each_on_what_it_stands_on(
     assert set(found["left"]) == {"loses_data"}
 
 
+@pytest.mark.slow
 def test_two_heads_that_nobody_merged_are_verified_both(
     clean_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
@@ -333,8 +336,10 @@ def test_without_a_server_an_embedded_one_is_started_and_ended(tmp_path: Path) -
     """The default: no server, no password, no configuration file."""
     project = small(tmp_path / "project")
     done = subprocess.run(
-        [sys.executable, "-m", "rollbackd", "verify-migrations", "--python", sys.executable]
-        + ["--url", "environment:DATABASE_URL"],
+        [
+            *(sys.executable, "-m", "rollbackd", "verify-migrations"),
+            *("--python", sys.executable, "--url", "environment:DATABASE_URL"),
+        ],
         cwd=project.folder,
         env={**environment(), "GITHUB_ACTIONS": "", "TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -352,12 +357,13 @@ def test_without_a_server_an_embedded_one_is_started_and_ended(tmp_path: Path) -
 
 @pytest.fixture
 def sinful(tmp_path: Path) -> Project:
-    """A reversible revision, and one that says that it isn't."""
+    """A reversible revision, and one whose downgrade does nothing."""
     project = small(tmp_path / "project")
     project.revision("sin", "op.execute('CREATE TABLE s (id int)')", "pass")
     return project
 
 
+@pytest.mark.slow
 def test_what_a_baseline_knows_doesnt_count_and_what_is_new_does(
     clean_server: EmbeddedPostgres, sinful: Project, tmp_path: Path
 ) -> None:
@@ -405,6 +411,7 @@ def test_a_baseline_that_cant_be_read_is_wrong_usage(
     assert says in line
 
 
+@pytest.mark.slow
 def test_a_fault_may_be_allowed_and_a_loss_forbidden(clean_server: EmbeddedPostgres, sinful: Project) -> None:
     """--allow takes one kind of fault off the list, --forbid-loss puts loss on it."""
     allowed = verify(clean_server, sinful, "--allow", "irreversible")
@@ -430,6 +437,7 @@ def test_only_what_comes_above_a_revision_is_verified_when_it_is_named(
 # -- how it is told --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_github_gets_annotations_at_the_downgrade(clean_server: EmbeddedPostgres, sinful: Project) -> None:
     """By --format, or by itself in GitHub's CI; the list of all revisions follows."""
     for argv, variables in ((("--format", "github"), {}), ((), {"GITHUB_ACTIONS": "true"})):
@@ -456,6 +464,7 @@ def test_as_text_a_fault_stands_below_its_revision(clean_server: EmbeddedPostgre
 # -- bad input -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_revision_that_cant_be_put_on_stops_it_and_it_says_so(
     clean_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
@@ -476,6 +485,7 @@ def test_a_revision_that_cant_be_put_on_stops_it_and_it_says_so(
     assert "✗ stopped: broken can't be put on" in allowed.stdout
 
 
+@pytest.mark.slow
 def test_what_isnt_there_is_refused_in_a_sentence(clean_server: EmbeddedPostgres, tmp_path: Path) -> None:
     """A folder without alembic.ini, an interpreter without Alembic or none at all, a revision that nobody knows."""
     project = small(tmp_path / "project")
@@ -578,6 +588,7 @@ def test_an_interrupted_check_leaves_nothing_behind(
 # -- a configured target ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_configured_targets_migrations_are_verified_with_its_own_settings(
     clean_server: EmbeddedPostgres, sinful: Project, make_ground: Any
 ) -> None:

@@ -215,6 +215,7 @@ def _target_checks(target: Target) -> list[str]:
         problems += _url_checks(target.scratch.url, "scratch.url")
     problems += _migrations_checks(target.migrations)
     problems += _backup_checks(target)
+    problems += _rehearsal_checks(target)
     problems += _policy_checks(target.policy)
     problems += _probe_checks(target.probes)
     for name in ("stop", "start"):
@@ -223,6 +224,19 @@ def _target_checks(target: Target) -> list[str]:
             problems.append(
                 f"deployment.{name}: 'command' does it and 'done_when' looks whether it is done; both are needed"
             )
+    return problems
+
+
+def _rehearsal_checks(target: Target) -> list[str]:
+    problems: list[str] = []
+    settings, scratch = target.rehearsal, target.scratch
+    for name in ("full_up_to", "sample_rows", "sample_bytes"):
+        if getattr(settings, name) < 0:
+            problems.append(f"rehearsal.{name}: can't be negative")
+    if settings.timeout <= 0:
+        problems.append("rehearsal.timeout: has to be longer than nothing")
+    unknown = sorted(set(scratch.pass_secrets) - set(target.migrations.secret_environment))
+    problems += [f"scratch.pass_secrets: {name} isn't in migrations.secret_environment" for name in unknown]
     return problems
 
 
@@ -267,6 +281,13 @@ def _policy_checks(policy: Policy) -> list[str]:
     problems: list[str] = []
     if policy.max_rollbacks_a_day < 0:
         problems.append("policy.max_rollbacks_a_day: can't be negative")
+    if not policy.ways_back:
+        problems.append("policy.ways_back: name at least one of leave_schema, release_first, stop_writes")
+    problems += [
+        f"policy.checksums: {name!r} is no table; write schema.table"
+        for name in policy.checksums
+        if name.count(".") != 1
+    ]
     for index, freeze in enumerate(policy.freeze):
         path = f"policy.freeze[{index}]"
         try:

@@ -366,8 +366,14 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
     )
     if findings.never_transactional:
         revisions = tuple(_standing_alone(revision) for revision in revisions)
-    way, way_why = choose_way(means, findings.old_release)
+    chosen, way_why = choose_way(means, findings.old_release)
+    way = chosen or WayBack.STOP_WRITES
     blockers, warnings = _objections(revisions, way, means, findings, release_from, release_to)
+    if chosen is None:
+        allowed = ", ".join(means.ways) or "none"
+        blockers.append(
+            f"the policy allows {allowed} alone ('policy.ways_back'), and that doesn't fit: {'; '.join(way_why)}"
+        )
     loses = tuple(dict.fromkeys(_losses(revisions, findings)))
     ahead = () if way is WayBack.LEAVE_SCHEMA else _copied_ahead(findings, means)
     estimate = _estimate(revisions, findings, ahead, times)
@@ -416,8 +422,8 @@ def _as_rehearsed(groups: list[Downgrade], rehearsal: Rehearsal | None) -> list[
     ]
 
 
-def choose_way(means: Means, old_release: OldRelease) -> tuple[WayBack, tuple[str, ...]]:
-    """The first of the allowed ways that fits what was rehearsed, and why those before it don't."""
+def choose_way(means: Means, old_release: OldRelease) -> tuple[WayBack | None, tuple[str, ...]]:
+    """The first of the allowed ways that fits what was rehearsed (None: none does), and why those before it don't."""
     why: list[str] = []
     for way in means.ways:
         if way is WayBack.STOP_WRITES:
@@ -434,7 +440,7 @@ def choose_way(means: Means, old_release: OldRelease) -> tuple[WayBack, tuple[st
             )
         else:
             return way, (*why, "the old release works on the present schema, as rehearsed")
-    return WayBack.STOP_WRITES, (*why, "no other way is left")
+    return None, tuple(why)
 
 
 def _objections(

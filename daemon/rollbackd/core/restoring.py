@@ -101,6 +101,13 @@ class PresentTable(msgspec.Struct, frozen=True, kw_only=True):
         """Its foreign keys."""
         return tuple(c for c in self.constraints if c.kind == "foreign_key" and c.other is not None)
 
+    def defers_uniqueness(self) -> bool:
+        """Whether something unique is only checked later, which ON CONFLICT doesn't take."""
+        kinds = ("primary_key", "unique", "exclude")
+        return any(
+            c.kind in kinds and re.search(r"(?<!NOT )DEFERRABLE", c.definition) for c in self.constraints
+        )
+
     def rows(self) -> str:
         """Its own rows, as FROM and UPDATE take them: heirs' rows are kept as their own table's."""
         return self.table.sql() if self.kind == "p" else f"ONLY {self.table.sql()}"
@@ -179,8 +186,8 @@ def plan_restore(
     left = {e.id: reason for e in backwards if (reason := _obstacle(e, present.get(e.table)))}
     ready = [(e, present[e.table]) for e in backwards if e.id not in left]
     steps: list[RestoreStep] = []
-    for missing, circular in _parents_first(ready, server_version):
-        steps += _circle(missing) if circular else _missing_rows(missing[0])
+    for missing, together in _parents_first(ready, server_version):
+        steps += _circle(missing) if together else _missing_rows(missing[0])
     for entry, table in ready:
         if entry.kind is ArchiveKind.ROWS:
             steps += _changed_rows(entry, table, server_version)
@@ -282,7 +289,7 @@ def _obstacle(entry: ArchiveEntry, table: PresentTable | None) -> str:
 def _parents_first(
     ready: Iterable[tuple[ArchiveEntry, PresentTable]], version: int
 ) -> Iterator[tuple[list["_Missing"], bool]]:
-    """The rows to insert, in groups: those of one entry, or of all that point to one another in a circle."""
+    """The rows to insert, in groups: those of one entry, or of all that have to be worked out and inserted together."""
     missing = []
     for entry, table in ready:
         if entry.kind is ArchiveKind.TABLE:
@@ -297,9 +304,9 @@ def _parents_first(
     # A table that hangs below another reaches all that the other does and itself; in a circle they reach the same.
     for reached in sorted(set(above.values()), key=lambda names: (len(names), sorted(names))):
         group = [one for one in missing if above[one.table.table] == reached]
-        if any(name in parents[name] for name in {one.table.table for one in group}) or (
-            len({one.table.table for one in group}) > 1
-        ):
+        names = {one.table.table for one in group}
+        together = len(names) > 1 or any(name in parents[name] for name in names)
+        if together or any(one.table.defers_uniqueness() for one in group):
             yield group, True
         else:
             yield from (([one], False) for one in group)
@@ -434,9 +441,10 @@ class _Missing(msgspec.Struct, frozen=True, kw_only=True):
         columns = ", ".join(quoted(name) for name in self.kept.names())
         values = ", ".join(f"a.{quoted(name)}" for name in self.kept.names())
         overriding = " OVERRIDING SYSTEM VALUE" if any(c.identity for c in self.table.columns) else ""
+        conflict = "" if self.table.defers_uniqueness() else " ON CONFLICT DO NOTHING"
         return (
             f"INSERT INTO {self.table.table.sql()} ({columns}){overriding} SELECT {values} FROM {source}"
-            f" WHERE {where} ON CONFLICT DO NOTHING RETURNING 1"
+            f" WHERE {where}{conflict} RETURNING 1"
         )
 
 
@@ -765,18 +773,22 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
     )
     if not entry.key:
         return
-    newer = " OR ".join(f"({changed(now)} AND NOT {holds(kept, now, 'o')})" for kept, now in settable)
-    yield RestoreStep(
-        entry=entry.id,
-        says=f"Count the changed rows of {place} that hold newer values.",
-        sql=f"SELECT count(*) FROM {changes} JOIN {target} ON {match} WHERE {newer}",
-        counts=Counts.LEFT,
-        reason="left: they hold newer values, or point to a row that isn't there",
-    )
     old_match = " AND ".join(
         _equal(f"t.{quoted(now.name)}", f"{_field('a.o', now.name)}::{now.type}", now)
         for now in columns
         if now.name in entry.key
+    )
+    newer = " OR ".join(f"({changed(now)} AND NOT {holds(kept, now, 'o')})" for kept, now in settable)
+    went_back = f"NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
+    yield RestoreStep(
+        entry=entry.id,
+        says=f"Count the changed rows of {place} that hold newer values.",
+        sql=(
+            f"SELECT (SELECT count(*) FROM {changes} JOIN {target} ON {match} WHERE {newer})"
+            f" + (SELECT count(*) FROM {changes} JOIN {target} ON {old_match} WHERE {went_back} AND ({newer}))"
+        ),
+        counts=Counts.LEFT,
+        reason="left: they hold newer values, or point to a row that isn't there",
     )
     yield RestoreStep(
         entry=entry.id,

@@ -1,5 +1,7 @@
 """The archives in a guarded database: copying ahead of a downgrade, finishing after it, bringing back, pruning."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -40,6 +42,8 @@ from rollbackd.settings import Target
 
 # Short, as whoever waits for a lock on a table makes everybody else wait behind it.
 LOCK_TIMEOUT = "3s"
+# How long that is tried again for what must not stay.
+DISCARD_FOR_S = 30.0
 BATCH_ROWS = 20_000
 
 Catalog = dict[str, Any]
@@ -150,10 +154,13 @@ class PostgresArchives:
                 mark,
             )
             for (name,) in functions:
-                async with connection.transaction():
-                    await _settle(connection)
-                    # Its triggers go with it, wherever their tables are by now.
-                    await connection.execute(f"DROP FUNCTION IF EXISTS {_archived(name)}() CASCADE")
+                # From here on its triggers do nothing, whoever holds their tables.
+                await connection.execute(
+                    f"CREATE OR REPLACE FUNCTION {_archived(name)}() RETURNS trigger LANGUAGE plpgsql"
+                    " AS 'BEGIN RETURN NULL; END'"
+                )
+            for (name,) in functions:
+                await _drop_function(connection, name)
             async with connection.transaction():
                 await _settle(connection)
                 tables = await connection.fetch(
@@ -357,9 +364,7 @@ async def _is_there(connection: asyncpg.Connection) -> bool:
     return await connection.fetchval("SELECT to_regclass($1)", ENTRIES.sql()) is not None
 
 
-async def read_entries(
-    connection: asyncpg.Connection, run: str | None = None
-) -> tuple[ArchiveEntry, ...]:
+async def read_entries(connection: asyncpg.Connection, run: str | None = None) -> tuple[ArchiveEntry, ...]:
     """What is kept in this database, of one run or of all; nothing where nothing ever was."""
     if not await _is_there(connection):
         return ()
@@ -416,6 +421,22 @@ async def _give(connection: asyncpg.Connection, run: str, table: Catalog, archiv
         await connection.execute(f"ALTER TABLE {_archived(archive)} OWNER TO {owner}")
         await connection.execute(f"ALTER TABLE {_archived(log)} OWNER TO {owner}")
         await connection.execute(f"ALTER FUNCTION {_archived(log)}() OWNER TO {owner}")
+
+
+async def _drop_function(connection: asyncpg.Connection, name: str) -> None:
+    """Its triggers go with it, wherever their tables are by now. Who kept a downgrade out of a table may hold it still."""
+    until = time.monotonic() + DISCARD_FOR_S
+    while True:
+        try:
+            async with connection.transaction():
+                await _settle(connection)
+                await connection.execute(f"DROP FUNCTION IF EXISTS {_archived(name)}() CASCADE")
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            if time.monotonic() >= until:
+                raise
+            await asyncio.sleep(1)
+        else:
+            return
 
 
 async def _drop(connection: asyncpg.Connection, entry: ArchiveEntry) -> None:
