@@ -450,6 +450,10 @@ async def test_a_prepared_rehearsal_has_its_copy_and_its_child_already(
 # -- by what env.py comes by its URL ----------------------------------------------------------------------------------------
 
 
+# These share one database and one copy, and so a worker of their own.
+together = pytest.mark.xdist_group("adapters-rehearsal-guard")
+
+
 class Guard:
     """One project on a database whose every connection the server logs, and rehearsals as another role than the target's."""
 
@@ -734,6 +738,7 @@ WAYS = {
 }  # fmt: skip
 
 
+@together
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=needs(way)) if way.isidentifier() else way for way in WAYS]
 )
@@ -902,6 +907,7 @@ ESCAPES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+@together
 @pytest.mark.parametrize(
     "escape", [pytest.param(e, marks=needs(e)) if e in ("psycopg2", "pg8000") else e for e in ESCAPES]
 )
@@ -926,6 +932,7 @@ def test_whatever_else_the_migration_reaches_for_is_refused_by_name_and_reaches_
         assert f"(at {where}" in found.unknown
 
 
+@together
 def test_what_a_thread_of_its_own_is_refused_does_not_spoil_the_rehearsal(guard: Guard) -> None:
     """Telemetry that is loaded with the application goes nowhere, and the migration itself is as it is in earnest."""
     telling = (
@@ -941,6 +948,7 @@ def test_what_a_thread_of_its_own_is_refused_does_not_spoil_the_rehearsal(guard:
 # -- the mark, and the child's environment --------------------------------------------------------------------------------
 
 
+@together
 @pytest.mark.parametrize("comment", ["", mark("another")], ids=["no mark", "another store's mark"])
 def test_a_database_that_does_not_show_the_mark_stops_env_py_before_anything_runs(
     guard: Guard, comment: str
@@ -985,6 +993,7 @@ with open("environment.json", "w") as file:
 """
 
 
+@together
 def test_the_child_holds_no_password_but_the_scratch_databases(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,7 +240,7 @@ class FakeBackups:
         self.world.backups = [proved if b.id == backup.id else b for b in self.world.backups]
         return proved
 
-    async def is_whole(self, backup: BackupRecord) -> bool:
+    async def is_whole(self, backup: BackupRecord, *, anew: bool = True) -> bool:
         return any(b.id == backup.id for b in self.world.backups)
 
     async def find(self, run: str, purpose: str) -> BackupRecord | None:

@@ -230,9 +230,11 @@ def _target_checks(target: Target) -> list[str]:
 def _rehearsal_checks(target: Target) -> list[str]:
     problems: list[str] = []
     settings, scratch = target.rehearsal, target.scratch
-    for name in ("full_up_to", "sample_rows", "sample_bytes"):
-        if getattr(settings, name) < 0:
-            problems.append(f"rehearsal.{name}: can't be negative")
+    problems += [
+        f"rehearsal.{name}: can't be negative"
+        for name in ("full_up_to", "sample_rows", "sample_bytes")
+        if getattr(settings, name) < 0
+    ]
     if settings.timeout <= 0:
         problems.append("rehearsal.timeout: has to be longer than nothing")
     unknown = sorted(set(scratch.pass_secrets) - set(target.migrations.secret_environment))

@@ -711,6 +711,8 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
     if not settable:
         return
 
+    orphaned = _orphaned(table, columns)
+
     def changed(now: PresentColumn) -> str:
         return f"{_field('a.o', now.name)} IS DISTINCT FROM {_field('a.n', now.name)}"
 
@@ -724,7 +726,8 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
 
     def may_return(kept: KeptColumn, now: PresentColumn) -> str:
         fits = [] if kept.type == now.type else [_round_trip(_field("a.o", now.name), now.type, version)]
-        return " AND ".join([changed(now), holds(kept, now, "n"), *fits])
+        heeded = [f"NOT {lacks}" for names, lacks in orphaned if now.name in names]
+        return " AND ".join([changed(now), holds(kept, now, "n"), *fits, *heeded])
 
     if entry.key:
         group = ", ".join(_field("e." + NEW_VALUE, name) for name in entry.key)
@@ -760,13 +763,11 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
         for kept, now in settable
     )
     still = " OR ".join(f"({may_return(kept, now)})" for kept, now in settable)
-    orphaned = [_lacks_old_parent(key, columns) for key in table.parents() if _known(key, columns)]
-    heeded = "".join(f" AND NOT {condition}" for condition in orphaned)
     yield RestoreStep(
         entry=entry.id,
         says=f"Give the changed rows of {place} their old values back, where they still hold the new ones.",
         sql=(
-            f"WITH done AS (UPDATE {target} SET {sets} FROM {changes}{more} WHERE {match} AND ({still}){heeded}"
+            f"WITH done AS (UPDATE {target} SET {sets} FROM {changes}{more} WHERE {match} AND ({still})"
             " RETURNING 1) SELECT count(*) FROM done"
         ),
         counts=Counts.RESTORED,
@@ -800,6 +801,20 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
         counts=Counts.MISSING,
         reason="aren't there any more",
     )
+
+
+def _orphaned(table: PresentTable, columns: list[PresentColumn]) -> list[tuple[set[str], str]]:
+    """Columns that return together or not at all, as foreign keys share them, and when a parent of theirs is missing."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for key in table.parents():
+        if not _known(key, columns):
+            continue
+        sharing = [group for group in groups if group[0] & set(key.columns)]
+        groups = [group for group in groups if not group[0] & set(key.columns)]
+        names = set(key.columns).union(*(group[0] for group in sharing))
+        lacks = [condition for group in sharing for condition in group[1]]
+        groups.append((names, [*lacks, _lacks_old_parent(key, columns)]))
+    return [(names, f"({' OR '.join(lacks)})") for names, lacks in groups]
 
 
 def _known(key: KeptConstraint, columns: list[PresentColumn]) -> bool:

@@ -61,6 +61,8 @@ class Engine:
         self._tasks: dict[str, asyncio.Task[Run]] = {}
         self._stopping = asyncio.Event()
         self.progress: dict[str, Progress] = {}
+        # Log lines on their way to the store, by run.
+        self._lines: dict[str, set[asyncio.Task[None]]] = {}
 
     def start(self, run: Run) -> asyncio.Task[Run]:
         """Execute a running run in the background; once, however often it is asked for."""
@@ -317,10 +319,9 @@ class Engine:
             return await self._hold(
                 lease, number, step, HeldError(f"the database was downgraded, and then {reason}{stands}")
             )
-        if isinstance(step, Downgrade):
-            if seen is None or seen.observation is not Observation.NOT_DONE:
-                said = seen.statement if seen is not None else "where the database stands can't be read"
-                return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
+        if isinstance(step, Downgrade) and (seen is None or seen.observation is not Observation.NOT_DONE):
+            said = seen.statement if seen is not None else "where the database stands can't be read"
+            return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
         for earlier_number, earlier in reversed(done.items()):
             if not steps.can_be_undone(earlier):
                 continue
@@ -385,13 +386,21 @@ class Engine:
     def _context(self, lease: Lease, number: int) -> steps.StepContext:
         run = lease.run
 
-        async def write(text: str) -> None:
-            self._happenings.tell("statement_executed", run=run.id, target=run.target, text=text)
+        async def keep(line: LogLine) -> None:
             try:
-                await self._store.log([LogLine(run=run.id, step=number, at=self._clock.now(), text=text)])
+                await self._store.log([line])
             except StoreUnavailableError as error:
                 # A line that isn't kept must not stop a migration halfway; the journal decides whether to go on.
-                log.warning("log_line_lost", run=run.id, error=str(error), text=text)
+                log.warning("log_line_lost", run=run.id, error=str(error), text=line.text)
+
+        async def write(text: str) -> None:
+            self._happenings.tell("statement_executed", run=run.id, target=run.target, text=text)
+            # The migration doesn't wait for a commit of ours between its statements; the step's end does.
+            line = LogLine(run=run.id, step=number, at=self._clock.now(), text=text)
+            lines = self._lines.setdefault(run.id, set())
+            keeping = asyncio.create_task(keep(line))
+            lines.add(keeping)
+            keeping.add_done_callback(lines.discard)
 
         async def progressed(progress: Progress) -> None:
             self.progress[run.id] = progress
@@ -421,6 +430,8 @@ class Engine:
         record = StepRecord(
             run=run.id, step=number, attempt=attempt, phase=phase, at=self._clock.now(), evidence=evidence
         )
+        if lines := self._lines.pop(run.id, None):
+            await asyncio.wait(lines)
         try:
             await self._store.journal(record, lease.fence)
         except RefusedError as error:

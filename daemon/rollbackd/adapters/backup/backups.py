@@ -34,7 +34,7 @@ RESTORE_JOBS = "2"
 
 
 class TargetBackups:
-    """Fulfils `ports.Backups`."""
+    """Fulfils `ports.Backups`. Remembers which files it read in full, and what they looked like then."""
 
     def __init__(self, target: Target, store_id: str, clock: Clock) -> None:
         self._target = target
@@ -45,6 +45,7 @@ class TargetBackups:
         self._place = Place.of(
             database.url, database.backup_password or database.password, user=database.backup_user
         )
+        self._read_in_full: dict[Path, files.Stamp] = {}
         self._root = Path(self._settings.directory) / target.name if self._settings.directory else None
 
     def reachable_level(self) -> int:
@@ -182,30 +183,62 @@ class TargetBackups:
                 )
             return backup
         folder = Path(backup.location)
-        if not await asyncio.to_thread(files.is_whole, folder):
-            raise PermanentError(
-                f"the backup {folder} isn't whole any more: a file is missing or was changed"
-            )
         if backup.level >= level and on_restored is None:
+            await self._require_whole(backup)
             return backup
         pg_restore = pg_tools.find_tool("pg_restore", self._target.database.binaries)
+        # Every byte is read for its digest while the restore reads it too.
+        whole = asyncio.create_task(self._require_whole(backup))
+        try:
+            return await self._prove(
+                backup, folder, pg_restore, whole, level, timeout_s, on_progress, on_restored
+            )
+        finally:
+            whole.cancel()
+            await asyncio.wait({whole})
+
+    async def _require_whole(self, backup: BackupRecord) -> None:
+        if not await self.is_whole(backup):
+            raise PermanentError(
+                f"the backup {backup.location} isn't whole any more: a file is missing or was changed"
+            )
+
+    async def _prove(  # noqa: PLR0913, PLR0917 - what prove() was given, and what it has begun
+        self,
+        backup: BackupRecord,
+        folder: Path,
+        pg_restore: Path,
+        whole: asyncio.Task[None],
+        level: int,
+        timeout_s: float,
+        on_progress: ProgressSink,
+        on_restored: OnRestored | None,
+    ) -> BackupRecord:
         work = folder / ".proof"
         shutil.rmtree(work, ignore_errors=True)
         try:
             work.mkdir(mode=0o700)
             with pg_tools.hold(work) as lock:
-                for dump in files.dumps(folder):
-                    argv = [str(pg_restore), "--file=/dev/null", str(dump)]
-                    await pg_tools.run_tool(argv, self._place, work, timeout_s, lock=lock)
-                proved, text = 2, "read in full"
-                if level > proved:
-                    await self._restore_and_count(
-                        backup, folder, pg_restore, work, lock, timeout_s, on_progress, on_restored
-                    )
+                if level > 2:
+                    try:
+                        await self._restore_and_count(
+                            backup, folder, pg_restore, work, lock, timeout_s, on_progress, on_restored
+                        )
+                    except PermanentError:
+                        # What isn't whole says so itself, and not by what a restore makes of it.
+                        await whole
+                        raise
+                    await whole
                     proved, text = (
                         4,
                         "restored into scratch; heads and the rows of every table equal its own snapshot's",
                     )
+                else:
+                    await whole
+                    for dump in files.dumps(folder):
+                        argv = [str(pg_restore), "--file=/dev/null", str(dump)]
+                        await pg_tools.run_tool(argv, self._place, work, timeout_s, lock=lock)
+                    proved, text = 2, "read in full"
         except OSError as error:
             raise _disk_fault(f"the backup {backup.id} can't be proved in {folder}", error) from None
         finally:
@@ -266,11 +299,23 @@ class TargetBackups:
             if on_restored is not None:
                 await on_restored(place)
 
-    async def is_whole(self, backup: BackupRecord) -> bool:
-        """Whether its files are there as the manifest says; a reference is believed."""
+    async def is_whole(self, backup: BackupRecord, *, anew: bool = True) -> bool:
+        """Whether its files are there as the manifest says; a reference is believed.
+
+        Not `anew`, files that were read in full by this process and weren't touched since aren't read again.
+        """
         if backup.location.startswith("reference:"):
             return True
-        return await asyncio.to_thread(files.is_whole, Path(backup.location))
+        folder = Path(backup.location)
+        stamp = await asyncio.to_thread(files.stamp, folder)
+        if not anew and stamp is not None and self._read_in_full.get(folder) == stamp:
+            return True
+        whole = await asyncio.to_thread(files.is_whole, folder)
+        if whole and stamp is not None:
+            self._read_in_full[folder] = stamp
+        else:
+            self._read_in_full.pop(folder, None)
+        return whole
 
     async def find(self, run: str, purpose: str) -> BackupRecord | None:
         """The newest complete backup of this run and purpose that lies on disk, if there is one."""

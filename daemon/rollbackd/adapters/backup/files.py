@@ -90,6 +90,22 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
+# A file's name, size, time of change and inode, of each file of a backup.
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+def stamp(folder: Path) -> Stamp | None:
+    """What the files of a backup look like from outside; None where one is missing."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    try:
+        states = [(entry.name, (folder / entry.name).stat()) for entry in manifest.files]
+    except OSError:
+        return None
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
+
+
 def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there with its size and digest. Reads everything."""
     manifest = read_manifest(folder)

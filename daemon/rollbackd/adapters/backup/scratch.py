@@ -40,21 +40,26 @@ def mark(store_id: str) -> str:
 
 @asynccontextmanager
 async def scratch_database(
-    target: Target, store_id: str, template: str = "template0"
+    target: Target, store_id: str, template: str = "template0", name: str = ""
 ) -> AsyncIterator[Place]:
     """A marked database, empty or a copy of `template`, dropped at the end whatever happens.
+
+    With `name` it is called that, and whatever was called that before is dropped; whoever gives it takes turns.
 
     Raises:
         PermanentError: when the role may not create databases.
     """
     server = scratch_server(target)
     # The store is part of the name, because whoever is killed right after CREATE DATABASE hasn't marked it yet.
-    name = f"{PREFIX}{store_id}_{secrets.token_hex(6)}"
+    name = f"{PREFIX}{store_id}_{name or secrets.token_hex(6)}"
     admin = await connect(server, target.database.connect_timeout)
     IN_USE.add(name)
     try:
         try:
-            await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            await admin.execute(
+                f'CREATE DATABASE "{name}" TEMPLATE "{template}"{_strategy(target, admin, template)}'
+            )
         except asyncpg.InsufficientPrivilegeError:
             raise PermanentError(
                 f"the role {server.user} may not create scratch databases at {server.host}:{server.port}:"
@@ -68,6 +73,18 @@ async def scratch_database(
     finally:
         IN_USE.discard(name)
         await admin.close(timeout=5)
+
+
+def _strategy(target: Target, admin: asyncpg.Connection, template: str) -> str:
+    """Copying files is three times as fast for a thousand tables, and costs the server two checkpoints: that is only done
+    to a server that is there for scratch alone.
+    """
+    is_copy = template != "template0"
+    return (
+        " STRATEGY file_copy"
+        if is_copy and target.scratch.url and admin.get_server_version().major >= 15
+        else ""
+    )
 
 
 async def may_create_scratch(target: Target) -> str:

@@ -4,6 +4,8 @@ Objects of extensions, of the system and of rollbackd itself are left out; so ar
 re-creation would change, such as OIDs and column positions.
 """
 
+from weakref import WeakKeyDictionary
+
 import asyncpg
 
 from rollbackd.core.schema import Schema
@@ -167,7 +169,19 @@ async def read_schema(connection: asyncpg.Connection) -> Schema:
     objects: dict[str, str] = {}
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute("SET LOCAL search_path = ''")
-        for query in _QUERIES:
-            for name, definition in await connection.fetch(query):
+        for statement in await _prepared(connection):
+            for name, definition in await statement.fetch():
                 objects[name] = definition or ""
     return Schema(objects=objects)
+
+
+# Planning these queries takes longer than they do, so that a connection that is kept keeps them as well.
+_PREPARED: WeakKeyDictionary[object, list[asyncpg.prepared_stmt.PreparedStatement]] = WeakKeyDictionary()
+
+
+async def _prepared(connection: asyncpg.Connection) -> list[asyncpg.prepared_stmt.PreparedStatement]:
+    known = _PREPARED.get(connection)
+    if known is None:
+        known = [await connection.prepare(query) for query in _QUERIES]
+        _PREPARED[connection] = known
+    return known

@@ -1,6 +1,7 @@
 """Copies of the guarded database in scratch: the schema alone (kept warm as a template), a sample, or everything."""
 
 import asyncio
+import hashlib
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -37,6 +38,7 @@ class Copies:
         )
         self._warm: tuple[str, Place, bool] | None = None
         self._held: AsyncExitStack | None = None
+        self._clone = f"c{hashlib.sha256(target.name.encode()).hexdigest()[:11]}"
 
     async def close(self) -> None:
         """Drop the copy that is kept."""
@@ -86,7 +88,8 @@ class Copies:
                 yield place, owners, -1
             return
         template, owners = await self.warm(fingerprint, heads, timeout_s)
-        async with scratch_database(self._target, self._store_id, template.database) as place:
+        # Always under the same name: a worker that was told an address once keeps it.
+        async with scratch_database(self._target, self._store_id, template.database, self._clone) as place:
             rows = await self._sample(place, wanted) if depth is Depth.SAMPLE else 0
             yield place, owners, rows
 

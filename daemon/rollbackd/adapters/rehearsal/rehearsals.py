@@ -236,9 +236,7 @@ class TargetRehearsals:
         if migrations.version_table_schema:
             name = f"{quoted(migrations.version_table_schema)}.{name}"
         settings = {"lock_timeout": LOOK_LOCK_WAIT}
-        connection: asyncpg.Connection = await connect(
-            place, self._target.database.connect_timeout, settings
-        )
+        connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout, settings)
         try:
             # What the migration left open may hold locks, and nobody needs it any more. Our own sessions are somebody's.
             await connection.execute(_END_OTHERS)

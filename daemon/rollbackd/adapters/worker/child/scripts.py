@@ -157,26 +157,37 @@ class Scripts:
 
     def _script_files(self) -> list[tuple[str, str]]:
         """Every file as (name that it is kept under, path), sorted; each file once."""
-        folders = [("", self.script.dir)]
-        folders += [(f".version-locations/{i}", place) for i, place in enumerate(self._outside())]
-        found: dict[str, str] = {}
-        for prefix, folder in folders:
-            for base, subfolders, names in os.walk(folder):
-                subfolders[:] = [
-                    s for s in subfolders if s != "__pycache__" and (not s.startswith(".") or not prefix)
-                ]
-                for name in names:
-                    path = os.path.join(base, name)
-                    if name.endswith(KEPT_ENDINGS) and name != LOCATIONS_FILE and os.path.isfile(path):
-                        found[os.path.join(prefix, os.path.relpath(path, folder))] = path
-        return sorted(found.items())
+        return [(name, path) for name, path, _ in self._listed()]
 
     def _stat_files(self) -> dict[str, tuple[int, int]]:
-        found = {}
-        for path in [self.ini, *(path for _, path in self._script_files())]:
-            state = os.stat(path)
-            found[path] = (state.st_mtime_ns, state.st_size)
+        state = os.stat(self.ini)
+        found = {self.ini: (state.st_mtime_ns, state.st_size)}
+        found.update({path: (state.st_mtime_ns, state.st_size) for _, path, state in self._listed()})
         return found
+
+    def _listed(self) -> list[tuple[str, str, os.stat_result]]:
+        """Every file as name, path and state, sorted by name; a history may have thousands, and is looked at often."""
+        folders = [("", self.script.dir)]
+        folders += [(f".version-locations/{i}", place) for i, place in enumerate(self._outside())]
+        found: dict[str, tuple[str, str, os.stat_result]] = {}
+        for prefix, folder in folders:
+            waiting = [(prefix, folder)]
+            while waiting:
+                below, place = waiting.pop()
+                with os.scandir(place) as entries:
+                    for entry in entries:
+                        name = f"{below}/{entry.name}" if below else entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            hidden = entry.name.startswith(".") and bool(prefix)
+                            if entry.name != "__pycache__" and not hidden:
+                                waiting.append((name, entry.path))
+                        elif (
+                            entry.name.endswith(KEPT_ENDINGS)
+                            and entry.name != LOCATIONS_FILE
+                            and entry.is_file()
+                        ):
+                            found[name] = (name, entry.path, entry.stat())
+        return [found[name] for name in sorted(found)]
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
