@@ -139,7 +139,7 @@ class FakeDatabase:
         return {}
 
     async def checksums(self, tables: tuple[str, ...]) -> dict[str, str]:
-        return {table: "" for table in tables}
+        return dict.fromkeys(tables, "")
 
     async def table_sizes(self) -> dict[TableName, int]:
         return self.world.sizes

@@ -52,7 +52,7 @@ from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import Runs
 
-PATIENCE_S = 8.0
+PATIENCE_S = 30.0
 COMMAND = Command(command=("do",), done_when=("look",))
 
 

@@ -115,6 +115,7 @@ class OnlyScratch:
     def __init__(self, place: dict[str, Any]) -> None:
         self.reached_out = ""
         self._on = False
+        self._moves = 0
         self._place: dict[str, Any] = {}
         self._addresses: set[Any] = set()
         self.move(place)
@@ -130,6 +131,7 @@ class OnlyScratch:
                 found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 self._addresses = {(str(address[4][0]), port) for address in found}
             self._on = was_on
+        self._moves += 1
         self._place = place
 
     def begin(self) -> None:
@@ -202,13 +204,13 @@ class OnlyScratch:
         return dialect.connect(*arguments, **parameters)
 
     def _note(self, _: Any, record: Any) -> None:
-        record.info["rollbackd"] = self._place["database"]
+        record.info["rollbackd"] = self._moves
 
     def _require_current(self, _: Any, record: Any, __: Any) -> None:
         from sqlalchemy.exc import DisconnectionError
 
-        if record.info.get("rollbackd") != self._place["database"]:
-            # The pool answers it with a new connection.
+        # The same name may be another database by now. The pool answers it with a new connection.
+        if record.info.get("rollbackd") != self._moves:
             raise DisconnectionError("that was the scratch database of an earlier rehearsal")
 
     def _checking_processes(self, original: Callable[..., Any]) -> Any:
