@@ -29,7 +29,7 @@ DEPLOYMENT_OUTCOMES = (
 WAY_BACK = {
     "duration_seconds": "How long going back would take, as rehearsed (-1: unknown).",
     "lock_seconds": "How long its locks would keep others out (-1: unknown).",
-    "rows_lost": "Rows and values that would be gone for good.",
+    "rows_lost": "Rows and values that would be gone for good (-1: unknown).",
     "rows_only_new": "Rows and values that only the new schema has a place for.",
     "growth_per_minute": "How many more of these there are a minute.",
 }

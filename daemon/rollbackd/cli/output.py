@@ -110,10 +110,10 @@ def show_plan(out: Console, document: dict[str, Any]) -> None:
         if revision["rewritten"]:
             out.print(f"      rewrites {safe(', '.join(_name(t) for t in revision['rewritten']))}")
     for text in plan["loses"]:
-        out.print(f"  [yellow]takes away {safe(text)}[/]")
+        out.print(f"  [yellow]{safe(text)}[/]")
     if not plan["loses"]:
         out.print("  destroys no rows or values that are known of")
-    elif plan["archive"]:
+    elif plan["archive"] and plan["rehearsed"]["passed"]:
         out.print("  archived first, in the same transaction; 'rollbackd restore RUN' brings it back")
     for text in plan["way_why"]:
         out.print(f"  {safe(text)}")

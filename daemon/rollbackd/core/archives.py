@@ -59,7 +59,8 @@ class ArchiveItem(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a downgrade has to keep before it runs a revision, named as it is when that revision begins.
 
     `key` identifies a row afterwards; where the table has none that outlives the revision it is empty, and every
-    remaining column is kept beside the value, and `rollbackd_row` numbers the archive. `copied` says that the daemon copied it
+    remaining column is kept beside the value, and `rollbackd_row` numbers the archive. `today` is the table's name where the way back begins, which is the name it has again
+    once everything is upgraded. `copied` says that the daemon copied it
     ahead, so that only what was written since is left to do.
     """
 
@@ -68,6 +69,7 @@ class ArchiveItem(msgspec.Struct, frozen=True, kw_only=True):
     table: TableName
     column: str = ""
     new_type: str = ""
+    today: TableName | None = None
     key: tuple[str, ...] = ()
     copied: bool = False
 
@@ -123,7 +125,8 @@ class KeptPartition(msgspec.Struct, frozen=True, kw_only=True):
 class KeptDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """The table, or the part of it that is kept, as it was when it was kept.
 
-    Of one column's archive: the columns that the archive has from the table, the kept one last, and what names it.
+    Of one column's archive: the columns that the archive has from the table, the kept one last, and what names it. `today`
+    is the table's name where the way back began.
     """
 
     columns: tuple[KeptColumn, ...]
@@ -133,6 +136,7 @@ class KeptDefinition(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     grants: tuple[str, ...] = ()
     comment: str = ""
+    today: TableName | None = None
     partition_of: str = ""
     partition_key: str = ""
     partitions: tuple[KeptPartition, ...] = ()

@@ -248,6 +248,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
                 revision=revision.id,
                 kind=ArchiveKind.COLUMN,
                 table=c.table,
+                today=c.today,
                 column=c.column,
                 key=keys.of(c.table, outlives=True),
             )
@@ -259,6 +260,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
                 revision=revision.id,
                 kind=ArchiveKind.NARROWED,
                 table=c.table,
+                today=c.today,
                 column=c.column,
                 new_type=c.new_type,
                 key=keys.of(c.table, outlives=True),
@@ -271,6 +273,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
                 revision=revision.id,
                 kind=ArchiveKind.ROWS,
                 table=w.table,
+                today=w.today,
                 key=keys.of(w.table, outlives=w.table not in gone),
             )
             for w in revision.written
@@ -352,11 +355,12 @@ class _Step:
             rewritten=self._rewritten(),
             gone_views=tuple(sorted(r.named() for r in self._gone() if r.kind in VIEWS)),
             gone_unique_indexes=self._gone_unique_indexes(),
+            gone_constraints=self._gone_constraints(),
             transactional=self._step.transactional,
         )
 
     def _gone_unique_indexes(self) -> tuple[str, ...]:
-        """Those of tables that are there afterwards; a constraint's index goes with its constraint."""
+        """A constraint's index goes with its constraint."""
         constraints = {c.name for c in self._before.constraints.values()}
         return tuple(
             sorted(
@@ -365,9 +369,25 @@ class _Step:
                 if now is None
                 and (index := self._before.indexes.get(key)) is not None
                 and index.name not in constraints
-                and self._after.relation(index.relation) is not None
+                and self._concerns_what_stays(index.relation, tuple(int(n) for n in index.columns))
             )
         )
+
+    def _gone_constraints(self) -> tuple[str, ...]:
+        found = []
+        for key, now in self._step.changes.constraints.items():
+            gone = self._before.constraints.get(key)
+            relation = self._before.relation(gone.relation) if gone is not None else None
+            if now is not None or gone is None or relation is None or gone.inherited:
+                continue
+            if self._concerns_what_stays(gone.relation, gone.columns or (0,)):
+                found.append(f"{relation.named().text()}.{gone.name}")
+        return tuple(sorted(found))
+
+    def _concerns_what_stays(self, relation: int, columns: tuple[int, ...]) -> bool:
+        """Whether the table outlives the step, with a column of these (0: an expression's)."""
+        stays = any(n == 0 or self._after.column(relation, n) is not None for n in columns)
+        return stays and self._after.relation(relation) is not None
 
     def _gone(self) -> list[Relation]:
         return [

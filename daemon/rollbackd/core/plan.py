@@ -380,7 +380,7 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
     groups = _as_rehearsed(_groups(path, revisions, times, findings.one_transaction_each), findings.rehearsal)
     if way is WayBack.LEAVE_SCHEMA:
         steps = _steps_leaving_schema(path, means, times, release_to)
-        loses, groups = (), []
+        loses, groups, estimate = (), [], Estimate(total_s=times.confirm_s, lock_s=0.0)
     else:
         steps = _steps(path, way, means, times, groups, ahead, release_from, release_to)
     rehearsal = findings.rehearsal

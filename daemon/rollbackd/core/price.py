@@ -14,7 +14,7 @@ _ONLY_NEW = (RiskKind.DROPPED_TABLE, RiskKind.DROPPED_COLUMN)
 class Price(msgspec.Struct, frozen=True, kw_only=True):
     """What going back would cost right now.
 
-    Times are seconds (-1: nobody knows). `rows_lost` is what would be gone for good: what isn't archived. `rows_only_new`
+    Times are seconds (-1: nobody knows). `rows_lost` is what would be gone for good: what isn't archived (-1: nobody knows). `rows_only_new`
     are rows and values that only the new schema has a place for, `growth` how many more there are a minute.
     `cheap_until` is when its lock outgrows the budget at this pace; None where it doesn't.
     """
@@ -42,12 +42,13 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
         works = {True: "works", False: "doesn't work", None: "may not work"}[self.old_release_works]
         if self.way_back is WayBack.LEAVE_SCHEMA:
             return "back now: no table is touched, the old release works on this schema"
+        lost = f"{self.rows_lost:,}" if self.rows_lost >= 0 else "nobody knows how many"
         total = f"{self.total_s:.0f} s" if self.total_s >= 0 else "unknown time"
         lock = _short(self.lock_s) if self.lock_s >= 0 else "unknown"
         growth = f", {self.growth:,.0f} more a minute" if self.growth >= 0.5 else ""
         until = f"; cheap until {self.cheap_until:%H:%M} UTC" if self.cheap_until else ""
         return (
-            f"back now: {total}, {lock} of lock, {self.rows_lost:,} rows lost, the old release {works} on this schema;"
+            f"back now: {total}, {lock} of lock, {lost} rows lost, the old release {works} on this schema;"
             f" {self.rows_only_new:,} rows only the new schema holds{growth}{until}"
         )
 
@@ -58,7 +59,7 @@ def price_of(plan: Plan, now: datetime, previous: Price | None, lock_budget_s: f
     only_new = sum(max(risk.rows, 0) for risk in risks if risk.kind in _ONLY_NEW)
     known = plan.verdict in (Verdict.REVERSIBLE, Verdict.LOSES_DATA)
     # What is counted is archived before it goes; what isn't known can't be.
-    lost = 0 if known else plan.rows_lost
+    lost = 0 if known else -1
     first_at, first_rows = now, only_new
     growth = 0.0
     if previous is not None and previous.first_at is not None:

@@ -134,7 +134,11 @@ class RanStatement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RehearsedRevision(msgspec.Struct, frozen=True, kw_only=True):
-    """One revision's downgrade (or upgrade) on the copy."""
+    """One revision's downgrade (or upgrade) on the copy.
+
+    `gone_constraints` and `gone_unique_indexes` are those of tables that are there afterwards, on columns of which at least
+    one is there as well.
+    """
 
     id: str
     seconds: float
@@ -149,6 +153,7 @@ class RehearsedRevision(msgspec.Struct, frozen=True, kw_only=True):
     rewritten: tuple[TableName, ...] = ()
     gone_views: tuple[TableName, ...] = ()
     gone_unique_indexes: tuple[str, ...] = ()
+    gone_constraints: tuple[str, ...] = ()
     transactional: bool = True
 
     def joined(self, again: "RehearsedRevision") -> "RehearsedRevision":

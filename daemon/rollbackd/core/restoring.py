@@ -216,7 +216,13 @@ def restore_script(run: str, entries: Iterable[ArchiveEntry], plan: RestorePlan)
     lines = [
         f"-- Brings back what the run {_comment(run)} archived. Nothing newer is overwritten; it may be run again.",
         "BEGIN;",
-        *(f"SET LOCAL {name} = {_setting(value)};" for name, value in TEXT_SETTINGS.items()),
+        *(
+            f"SET LOCAL {name} = {_setting(value)};"
+            for name, value in TEXT_SETTINGS.items()
+            if name != "search_path"
+        ),
+        # Everything here is named in full; the application's triggers look where they always do.
+        "SELECT set_config('search_path', 'pg_catalog, ' || current_setting('search_path'), true);",
     ]
     for entry in entries:
         if entry.id in plan.left:

@@ -130,7 +130,7 @@ _NEEDED = (
     "foreign table",
     "schema",
 )
-_RULES = ("constraint", "trigger", "policy", "rule")
+_RULES = ("trigger", "policy", "rule")
 
 
 def judge_old_release(rehearsal: Rehearsal | None) -> OldRelease:
@@ -158,8 +158,8 @@ def judge_old_release(rehearsal: Rehearsal | None) -> OldRelease:
     ]
     written = sorted({w.table.text() for r in rehearsal.revisions for w in r.written if w.may_lose})
     against += [f"rows of {table} are rewritten on the way back" for table in written]
-    unique = sorted(
-        {name for r in rehearsal.revisions for name in r.gone_unique_indexes},
-    )
+    constraints = sorted({name for r in rehearsal.revisions for name in r.gone_constraints})
+    against += [f"its writes may break constraint {name}" for name in constraints]
+    unique = sorted({name for r in rehearsal.revisions for name in r.gone_unique_indexes})
     against += [f"its writes may break the unique index {name}" for name in unique]
     return OldRelease(works=not against, why=tuple(dict.fromkeys(against)))

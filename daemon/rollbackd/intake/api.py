@@ -142,7 +142,7 @@ class Api:
             web.get(f"{v1}/runs/{{id}}", self._guard(Role.READ, self.run)),
             web.get(f"{v1}/runs/{{id}}/report", self._guard(Role.READ, self.report)),
             web.post(f"{v1}/targets/{{name}}/plan", self._guard(Role.READ, self.plan)),
-            web.post(f"{v1}/targets/{{name}}/rehearse", self._guard(Role.READ, self.rehearse)),
+            web.post(f"{v1}/targets/{{name}}/rehearse", self._guard(Role.OPERATE, self.rehearse)),
             web.post(f"{v1}/targets/{{name}}/gate", self._guard(Role.OPERATE, self.gate)),
             web.post(f"{v1}/rollbacks", self._guard(Role.OPERATE, self.roll_back)),
             web.post(f"{v1}/runs/{{id}}/approve", self._guard(Role.APPROVE, self.approve)),

@@ -250,7 +250,7 @@ class Engine:
                 evidence = await self._until_stopped(step, context)
         except TimeoutError:
             raise TransientError(f"the step took longer than its {step.timeout_s:g} s") from None
-        if isinstance(step, steps.READING):
+        if steps.only_reads(step):
             return evidence
         seen = await self._look(step, context)
         if seen.observation is Observation.UNKNOWABLE:
@@ -263,7 +263,7 @@ class Engine:
 
     async def _until_stopped(self, step: Step, context: steps.StepContext) -> steps.Evidence:
         """A step that only reads is cut when the engine stops; every other one is waited for."""
-        if not isinstance(step, steps.READING):
+        if not steps.only_reads(step):
             return await steps.perform(step, context)
         performing = asyncio.create_task(steps.perform(step, context))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -322,6 +322,7 @@ class Engine:
         if isinstance(step, Downgrade) and (seen is None or seen.observation is not Observation.NOT_DONE):
             said = seen.statement if seen is not None else "where the database stands can't be read"
             return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
+        not_taken_back = ""
         for earlier_number, earlier in reversed(done.items()):
             if not steps.can_be_undone(earlier):
                 continue
@@ -330,9 +331,13 @@ class Engine:
             try:
                 taken_back = await steps.undo(earlier, self._context(lease, earlier_number))
             except RollbackdError as failure:
-                statement = f"{reason}. The database is unchanged, but taking back '{step_text(earlier)}' failed: {failure}"
-                return await self._hold(lease, number, step, HeldError(statement))
+                # The others are taken back all the same.
+                not_taken_back = not_taken_back or f"taking back '{step_text(earlier)}' failed: {failure}"
+                continue
             await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, taken_back)
+        if not_taken_back:
+            statement = f"{reason}. The database is unchanged, but {not_taken_back}"
+            return await self._hold(lease, number, step, HeldError(statement))
         return await self._finish(lease, RunState.FAILED, f"{reason}. The database is unchanged")
 
     async def _require_lease(self, lease: Lease) -> None:

@@ -16,7 +16,7 @@ from rollbackd.core.records import BackupRecord, Deployment, Run
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.restoring import RestoreReport
 from rollbackd.core.run import UNFINISHED
-from rollbackd.core.verification import FAILING, Verified
+from rollbackd.core.verification import FAILING, Fault, Verified
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError, TransientError
 from rollbackd.ports import Clock, Progress, Store
 from rollbackd.workflow import permitting
@@ -268,13 +268,16 @@ class Operations:
         try:
             verified = await self._planners[guarded.name].verify_pending()
         except RollbackdError as error:
-            return PendingMigrations(reasons=(f"the pending migrations couldn't be tried: {error}",))
+            reason = f"the pending migrations couldn't be tried: {error}"
+            return PendingMigrations(reasons=(reason,), stops=policy == "stop")
         faults = [
             f"{one.revision}: {found.text}"
             for one in verified
             for found in one.found
             if found.fault in FAILING
         ]
+        if verified and Fault.UPGRADE_FAILS in verified[-1].faults():
+            faults.append("what comes after it couldn't be tried")
         return PendingMigrations(
             migrations=verified, reasons=tuple(faults), stops=bool(faults) and policy == "stop"
         )

@@ -139,8 +139,10 @@ class Planner:
         async with self._turn:
             graph, _, heads, kept = await self._graph("")
             pending = graph.order_up(heads) if all(head in graph for head in heads) else ()
-            if not pending or not self._guarded.can_rehearse:
+            if not pending:
                 return ()
+            if not self._guarded.can_rehearse:
+                raise RefusedError("there is nothing to rehearse on: see 'scratch' and 'rehearsal.depth'")
             rehearsals = self._guarded.rehearsals
             settings = self._guarded.settings.rehearsal
             small = (

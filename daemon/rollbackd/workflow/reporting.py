@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from rollbackd.core.archives import SCHEMA
+from rollbackd.core.archives import SCHEMA, ArchiveEntry
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding
 from rollbackd.core.matrix import Action
-from rollbackd.core.plan import Plan, WayBack, step_text
+from rollbackd.core.plan import Plan, RecoverLost, WayBack, step_text
 from rollbackd.core.records import BackupRecord, LogLine, Run, StepRecord, StoredDecision, TableCount
 from rollbackd.core.report import (
     NextStep,
@@ -106,12 +106,18 @@ class Reporting:
         self, run: Run, guarded: Guarded | None
     ) -> tuple[tuple[ReportArchive, ...], str, str]:
         """What the guarded database keeps of this run, the SQL that brings it back, and why neither could be read."""
-        if not run.plan.archive or guarded is None or not run.plan.downgrades:
+        recovers = any(isinstance(step, RecoverLost) for step in run.plan.steps)
+        if guarded is None or not (run.plan.archive or recovers):
             return (), "", ""
+        entries: tuple[ArchiveEntry, ...] = ()
+        scripts: list[str] = []
         try:
-            entries = await guarded.archives.entries(run.id)
-            entries += await guarded.archives.entries(lost_label(run.id))
-            script = await guarded.archives.restore_script(run.id) if entries else ""
+            for label in (run.id, lost_label(run.id)):
+                found_here = await guarded.archives.entries(label)
+                if found_here:
+                    scripts.append(await guarded.archives.restore_script(label))
+                entries += found_here
+            script = "\n".join(scripts)
         except RollbackdError as error:
             return (), "", str(error)
         found = tuple(

@@ -8,10 +8,10 @@ import msgspec
 import structlog
 
 from rollbackd.core.gates import GateFinding, GateState
-from rollbackd.core.plan import Plan, WayBack
+from rollbackd.core.plan import CopyAhead, Plan, WayBack
 from rollbackd.core.records import Approval, Incident, Run
 from rollbackd.core.run import RunState
-from rollbackd.errors import NotFoundError, RefusedError
+from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
 from rollbackd.ports import Announcer, Clock, Store
 from rollbackd.workflow.engine import Engine
 from rollbackd.workflow.guarded import Guarded
@@ -206,7 +206,19 @@ class Runs:
         statement = (
             f"abandoned by {actor}: {reason or 'no reason given'}. It was held because: {run.statement}"
         )
-        return await self._move(run, RunState.ABANDONED, expected=RunState.HELD, statement=statement)
+        moved = await self._move(run, RunState.ABANDONED, expected=RunState.HELD, statement=statement)
+        await self._throw_away_copies(run)
+        return moved
+
+    async def _throw_away_copies(self, run: Run) -> None:
+        """What was copied ahead comes to nothing, and its triggers would log every write for ever."""
+        guarded = self._guarded.get(run.target)
+        if guarded is None or not any(isinstance(step, CopyAhead) for step in run.plan.steps):
+            return
+        try:
+            await guarded.archives.discard(run.id)
+        except RollbackdError as error:
+            log.warning("copies_not_thrown_away", run=run.id, target=run.target, error=str(error))
 
     async def expire(self) -> list[Run]:
         """End the runs whose approval didn't come in time."""

@@ -47,8 +47,9 @@ ROLLBACK_BACKUP = "rollback"
 # Marks the findings of checks that are made again after the downgrade.
 BEFORE = "before:"
 Evidence = dict[str, object]
-# Made again by whoever takes the run up, and cut when the engine stops. A copy ahead that was cut is thrown away.
-READING = (ValidateBefore, CopyAhead, ValidateDatabase, ValidateApplication, Confirm, Drain)
+# Made again by whoever takes the run up, and cut when the engine stops: what only reads, what is undone when it is cut (a
+# restore is one transaction), and a copy ahead, which is thrown away.
+READING = (ValidateBefore, CopyAhead, ValidateDatabase, BringBack, ValidateApplication, Confirm, Drain)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Observed:
     statement: str = ""
 
 
+def only_reads(step: Step) -> bool:
+    """Whether the world doesn't show that it happened, so that it is simply made again."""
+    return isinstance(step, READING) or (isinstance(step, ProveBackup) and step.rehearses)
+
+
 async def observe(step: Step, context: StepContext) -> Observed:
     """Look whether the step's effect is there."""
     match step:
@@ -92,9 +98,6 @@ async def observe(step: Step, context: StepContext) -> Observed:
             return await _observe_drained(step, context)
         case RecoverLost():
             return _seen(bool(await context.guarded.archives.entries(lost_label(context.run.id))))
-        case BringBack():
-            entries = await context.guarded.archives.entries(lost_label(context.run.id))
-            return _seen(all(entry.restored_at is not None for entry in entries))
         case Downgrade():
             return await _observe_downgrade(step, context)
         case AwaitPerson():
@@ -178,8 +181,10 @@ async def undo(step: Step, context: StepContext) -> Evidence:
         return {"discarded": [item.table.text() for item in step.items]}
     assert isinstance(step, StopApplication), "nothing else can be undone"
     application = context.guarded.application
-    if not application.can_start or not step.version:
+    if not application.can_start:
         raise PermanentError("the application was stopped, and no command is declared that starts it")
+    if not step.version:
+        raise PermanentError("the application was stopped, and nobody said which release of it ran")
     await application.start(step.version)
     if not await application.runs(step.version):
         raise PermanentError(f"{step.version} was started again and doesn't run")
@@ -280,8 +285,12 @@ async def _observe_backup(context: StepContext) -> Observed:
 
 
 async def _observe_proof(step: ProveBackup, context: StepContext) -> Observed:
+    """A proof with a rehearsal was made when the journal says so; a backup that was taken over was rehearsed by the plan."""
     backup = await _backup_of(context)
-    return _seen(backup is not None and backup.level >= step.level, backup_evidence(backup) if backup else {})
+    evidence = backup_evidence(backup) if backup else {}
+    proved = backup is not None and backup.level >= step.level
+    taken_over = any(record.evidence.get("reused") for record in await context.journal())
+    return _seen(proved and (taken_over or not step.rehearses), evidence)
 
 
 async def _prove(step: ProveBackup, context: StepContext) -> Evidence:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -71,10 +71,13 @@ class PostgresArchives:
         async with self._connected() as connection:
             transaction = connection.transaction()
             await transaction.start()
+            path = await connection.fetchval("SELECT current_setting('search_path')")
             await _settle(connection)
             if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK_KEY):
                 raise TransientError(f"{self._place.text()} is being migrated: restore when that is over")
             entries, plan = await self._plan(connection, run)
+            # Our own statements name everything in full; the application's triggers look where they always do.
+            await connection.execute("SELECT set_config('search_path', $1, true)", f"pg_catalog, {path}")
             counted: list[tuple[RestoreStep, int]] = []
             for step in plan.steps:
                 if dry_run and not step.repeatable:
@@ -238,10 +241,14 @@ class PostgresArchives:
                 f"the run {run} keeps nothing in {self._place.text()}: 'rollbackd archives' lists what is kept"
             )
         present: dict[TableName, PresentTable] = {}
-        for table in {entry.table for entry in entries}:
+        names = {
+            name for entry in entries for name in (entry.table, entry.definition.today) if name is not None
+        }
+        for table in names:
             found = await connection.fetchval(archiving.describe_table(table.schema, table.name))
             if found is not None:
                 present[table] = msgspec.json.decode(found, type=PresentTable)
+        entries = tuple(_as_it_is_called(entry, present) for entry in entries)
         version = int(await connection.fetchval("SELECT current_setting('server_version_num')::int"))
         return entries, plan_restore(entries, present, version)
 
@@ -351,6 +358,14 @@ class PostgresArchives:
 
 def _archived(name: str) -> str:
     return TableName(SCHEMA, name).sql()
+
+
+def _as_it_is_called(entry: ArchiveEntry, present: Mapping[TableName, PresentTable]) -> ArchiveEntry:
+    """The entry under the name that its table has now: a later revision may have renamed it, and has again."""
+    today = entry.definition.today
+    if entry.table in present or today is None or today not in present:
+        return entry
+    return msgspec.structs.replace(entry, table=today)
 
 
 async def _settle(connection: asyncpg.Connection) -> None:

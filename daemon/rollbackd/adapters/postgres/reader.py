@@ -267,8 +267,20 @@ class PostgresReader:
         return {table: found[table] for table in tables if table in found}
 
     async def sessions(self, application: str, before: datetime) -> tuple[str, ...]:
-        """Clients other than rollbackd that were connected before then and still are, in words."""
+        """Clients other than rollbackd that were connected before then and still are, in words.
+
+        Raises:
+            PermanentError: when sessions are hidden from this role, so that nobody can say who is still there.
+        """
         async with self._reading() as connection:
+            hidden = await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type IS NULL"
+            )
+            if hidden:
+                raise PermanentError(
+                    f"{hidden} sessions hide from {self._place.user} since when they are there, so that nobody can say whether"
+                    " the replaced release is gone: GRANT pg_read_all_stats to it"
+                )
             rows = await connection.fetch(
                 "SELECT pid, usename, application_name, backend_start FROM pg_stat_activity"
                 " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"

@@ -172,9 +172,13 @@ class Verifier:
 
     @asynccontextmanager
     async def _looking(self) -> AsyncIterator[asyncpg.Connection]:
-        connection = await connect(self._place, self._target.database.connect_timeout)
+        # What a migration left open may hold locks.
+        settings = {"lock_timeout": "10s"}
+        connection = await connect(self._place, self._target.database.connect_timeout, settings)
         try:
             yield connection
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise PermanentError(f"the copy {self._place.text()} can't be looked at: {error}") from None
         finally:
             await connection.close(timeout=5)
 

@@ -835,6 +835,7 @@ def definition(item: Item, table: Item) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "columns": [{field: column[field] for field in fields} for column in columns],
+        "today": item.get("today"),
         "constraints": constraints,
         "indexes": [index["definition"] for index in indexes],
         "sequences": sequences,

@@ -63,6 +63,7 @@ class Worker(Scripts):
         began = time.monotonic()
         counted = {"statements": 0, "marker": False}
         kept: list[dict[str, Any]] = []
+        archivings: list[Archiving] = []
         if not self.is_current()["current"] or self.digest() != scripts_sha256:
             raise Refused(
                 "the migration scripts changed since the plan was made: nothing was changed; plan anew"
@@ -78,7 +79,7 @@ class Worker(Scripts):
             self._take_lock(connection, lock_wait_s)
 
         def first_met(connection: Connection, options: dict[str, Any]) -> None:
-            listen_to_statements(connection, self.channel, counted)
+            listen_to_statements(connection, self.channel, counted, archivings)
 
         def marked(connection: Connection, options: dict[str, Any]) -> None:
             apply = options.get("on_version_apply") or ()
@@ -89,6 +90,7 @@ class Worker(Scripts):
             def archived(**options: Any) -> None:
                 assert context.connection is not None, "a downgrade runs on a connection"
                 archiving = Archiving(context.connection, run, archive)
+                archivings.append(archiving)
                 locks = not commits_each_statement(context)
                 archiving.before(revision, locks)
                 original(**options)
@@ -412,13 +414,17 @@ def search_path(context: MigrationContext) -> list[str]:
     return [str(name) for name in found]
 
 
-def listen_to_statements(connection: Connection, channel: Channel, counted: dict[str, Any]) -> None:
-    """Stream each statement to the parent as it is executed."""
+def listen_to_statements(
+    connection: Connection, channel: Channel, counted: dict[str, Any], archivings: list[Archiving]
+) -> None:
+    """Stream each statement to the parent as it is executed; what archives are made with is ours, and left out."""
     from sqlalchemy import event
 
     @event.listens_for(connection, "before_cursor_execute")
     def executed(
         conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
+        if any(archiving.working for archiving in archivings):
+            return
         counted["statements"] += 1
         channel.send(type="statement", text=" ".join(statement.split())[:4000])
