@@ -239,6 +239,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
                 revision=revision.id,
                 kind=ArchiveKind.TABLE,
                 table=t.table,
+                today=t.today,
                 key=keys.of(t.table, outlives=False),
             )
             for t in revision.gone_tables

@@ -19,6 +19,7 @@ from rollbackd.core.rehearsal import Way
 from rollbackd.core.revisions import RevisionGraph
 from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
 from rollbackd.core.verification import Fault, Found, Verification, Verified, changed_rows, drift, lost_data
+from rollbackd.errors import PermanentError
 from rollbackd.settings import Target
 
 # Rows of a table that are compared before and after; a table that holds more is compared by its first.
