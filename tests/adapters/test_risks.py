@@ -178,7 +178,12 @@ async def test_a_generated_column_loses_nothing(measure: Measure) -> None:
     assert found.at_risk == ()
 
 
-async def test_a_column_of_a_table_that_goes_as_well_is_covered_by_the_table(measure: Measure) -> None:
+async def test_a_column_of_a_table_that_goes_with_it_is_covered_by_the_table(measure: Measure) -> None:
+    both = revision("r1", gone_columns=(gone_column("v"),), gone_tables=(GoneTable(table=T, today=T),))
+    assert only(await measure(ROWS, rehearsal(both))).kind is RiskKind.DROPPED_TABLE
+
+
+async def test_a_column_that_goes_before_its_table_is_a_loss_of_its_own_revision(measure: Measure) -> None:
     found = await measure(
         ROWS,
         rehearsal(
@@ -186,7 +191,10 @@ async def test_a_column_of_a_table_that_goes_as_well_is_covered_by_the_table(mea
             revision("r1", gone_tables=(GoneTable(table=T, today=T),)),
         ),
     )
-    assert only(found).kind is RiskKind.DROPPED_TABLE
+    assert [(risk.revision, risk.kind) for risk in found.at_risk] == [
+        ("r2", RiskKind.DROPPED_COLUMN),
+        ("r1", RiskKind.DROPPED_TABLE),
+    ]
 
 
 async def test_names_may_hold_quotes_dots_percent_signs_and_any_letter(measure: Measure) -> None:

@@ -194,7 +194,9 @@ def gone(**changed: Any) -> GoneColumn:
         # What it changes isn't as the old release knows it.
         (["~ column public.t.c"], {}, ["column public.t.c isn't as it knows it"]),
         # A rule that goes is one that the old release's writes may break.
-        (["- constraint public.t.t_check"], {}, ["its writes may break constraint public.t.t_check"]),
+        (["- constraint public.t.t_check"], {"gone_constraints": ("public.t.t_check",)}, ["its writes may break constraint public.t.t_check"]),
+        # … unless all that it is about is a column that the old release doesn't know.
+        (["- constraint public.t.t_check"], {}, []),
         (["- trigger public.t.audit"], {}, ["its writes may break trigger public.t.audit"]),
         # … unless it goes with a table that the old release doesn't know.
         (["- table public.t", "- constraint public.t.t_check"], {"gone_tables": (GoneTable(table=T, today=T),)}, []),

@@ -35,7 +35,7 @@ ROUTES: list[tuple[str, str, object, frozenset[str]]] = [
     ("GET", "/runs/none/report", None, READERS),
     ("GET", "/targets/shop/archives", None, READERS),
     ("POST", "/targets/shop/plan", {"to": "-1"}, READERS),
-    ("POST", "/targets/shop/rehearse", {"to": "-1"}, READERS),
+    ("POST", "/targets/shop/rehearse", {"to": "-1"}, frozenset({"operator"})),
     ("POST", "/targets/nosuch/gate", {}, frozenset({"operator"})),
     ("POST", "/rollbacks", {"target": "nosuch", "to": "-1", "reason": "x"}, frozenset({"operator"})),
     ("POST", "/runs/none/approve", {}, frozenset({"approver"})),

@@ -332,12 +332,13 @@ class Engine:
                 taken_back = await steps.undo(earlier, self._context(lease, earlier_number))
             except RollbackdError as failure:
                 # The others are taken back all the same.
-                not_taken_back = not_taken_back or f"taking back '{step_text(earlier)}' failed: {failure}"
+                not_taken_back = not_taken_back or (
+                    f"{reason}. The database is unchanged, but taking back '{step_text(earlier)}' failed: {failure}"
+                )
                 continue
             await self._record(lease, earlier, earlier_number, 0, StepPhase.UNDONE, taken_back)
         if not_taken_back:
-            statement = f"{reason}. The database is unchanged, but {not_taken_back}"
-            return await self._hold(lease, number, step, HeldError(statement))
+            return await self._hold(lease, number, step, HeldError(not_taken_back))
         return await self._finish(lease, RunState.FAILED, f"{reason}. The database is unchanged")
 
     async def _require_lease(self, lease: Lease) -> None:
