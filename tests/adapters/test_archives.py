@@ -1120,6 +1120,26 @@ async def test_rows_that_are_alike_and_changed_and_removed_without_a_key_come_ba
     assert it.rows("t") == before
 
 
+async def test_rows_without_a_key_that_change_while_a_column_goes_come_back_with_it(
+    shelf: Callable[..., Shelf],
+) -> None:
+    """The column tells the rows by their values of before the change: those return first, while it is empty yet."""
+    it = shelf(
+        "CREATE TABLE t (a int, v text, w int)",
+        "INSERT INTO t VALUES (1, 'x', 1), (2, 'y', 2), (2, 'y', 3), (3, 'z', NULL)",
+    )
+    before = it.rows("t")
+    it.archive(
+        [item("column", "t", "w"), item("rows", "t")],
+        "UPDATE t SET v = 'x' WHERE a = 2",
+        "ALTER TABLE t DROP w",
+    )
+    it.sql("ALTER TABLE t ADD w int")
+    report = await it.restore()
+    assert [entry.missing for entry in report.entries] == [0, 0]
+    assert it.rows("t") == before
+
+
 async def test_a_row_that_is_removed_and_made_anew_with_its_key_is_changed(
     shelf: Callable[..., Shelf],
 ) -> None:

@@ -142,17 +142,20 @@ def test_who_doesnt_want_to_know_isnt_told(at_first: Callable[..., Ground], sinf
     assert (said["go"], said["verdict"], said["reasons"], said["migrations"]) == (True, "go", [], [])
 
 
-def test_what_cant_be_tried_is_a_warning_and_never_a_stop(
-    at_first: Callable[..., Ground], sinful: Project, tmp_path: Path
+@pytest.mark.parametrize(("policy", "go", "verdict"), [("warn", True, "warn"), ("stop", False, "stop")])
+def test_what_cant_be_tried_isnt_known_to_be_safe(
+    at_first: Callable[..., Ground], sinful: Project, policy: str, go: bool, verdict: str
 ) -> None:
-    """Under the strictest policy too: a scratch server that is down says nothing about the migrations."""
+    """A scratch server that is down clears nothing: it is a warning, and the strictest policy stops for it."""
     ground = at_first(
         sinful,
-        policy={"unsafe_migrations": "stop", "backup_level": 2},
+        policy={"unsafe_migrations": policy, "backup_level": 2},
         scratch={"url": "postgresql://nobody@127.0.0.1:1/postgres"},
     )
-    said = answer(ground.rollbackd(*GATE, "--json"))
-    assert (said["go"], said["verdict"], said["migrations"]) == (True, "warn", [])
+    done = ground.rollbackd(*GATE, "--json")
+    assert done.returncode == (0 if go else 1)
+    said = answer(done)
+    assert (said["go"], said["verdict"], said["migrations"]) == (go, verdict, [])
     assert said["reasons"][0].startswith("the pending migrations couldn't be tried: ")
     assert "127.0.0.1:1" in said["reasons"][0]
 

@@ -190,7 +190,7 @@ def plan_restore(
         steps += _circle(missing) if together else _missing_rows(missing[0])
     for entry, table in ready:
         if entry.kind is ArchiveKind.ROWS:
-            steps += _changed_rows(entry, table, server_version)
+            steps += _changed_rows(entry, table, server_version, _dropped_with(entry, backwards))
         elif entry.kind is ArchiveKind.COLUMN:
             steps += _column(entry, table, server_version)
         elif entry.kind is ArchiveKind.NARROWED:
@@ -708,7 +708,19 @@ def _lives(entry: ArchiveEntry) -> str:
     )
 
 
-def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Iterator[RestoreStep]:
+def _dropped_with(entry: ArchiveEntry, entries: Iterable[ArchiveEntry]) -> frozenset[str]:
+    """The columns that the same revision took from the same table: their values come back by entries of their own."""
+    return frozenset(
+        other.column
+        for other in entries
+        if other.kind is ArchiveKind.COLUMN
+        and (other.run, other.revision, other.table) == (entry.run, entry.revision, entry.table)
+    )
+
+
+def _changed_rows(
+    entry: ArchiveEntry, table: PresentTable, version: int, dropped: frozenset[str]
+) -> Iterator[RestoreStep]:
     """Each changed column gets its old value back if it still holds the new one."""
     pairs = _common(entry, table)
     columns = [now for _, now in pairs]
@@ -750,12 +762,14 @@ def _changed_rows(entry: ArchiveEntry, table: PresentTable, version: int) -> Ite
     else:
         # Rows that are alike are as good as one another: the n-th change takes the n-th of them.
         yield _lock(entry, table)
-        new = _fields("e." + NEW_VALUE, columns)
+        # A column that went in the same revision is empty yet: it is told by the old values that return here.
+        telling = [now for now in columns if now.name not in dropped]
+        new = _fields("e." + NEW_VALUE, telling)
         changes = (
             f"(SELECT e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n, {new} AS i, row_number() OVER (PARTITION BY {new} ORDER BY e.{ROW} DESC)"
             f" AS r FROM {_lives(entry)} e WHERE e.{NEW_VALUE} IS NOT NULL) a"
         )
-        identity = _identity("s", [c.name for c in columns])
+        identity = _identity("s", [c.name for c in telling])
         more = (
             f" JOIN (SELECT s.tableoid AS x, s.ctid AS y, {identity} AS i,"
             f" row_number() OVER (PARTITION BY {identity} ORDER BY s.tableoid, s.ctid) AS r FROM {table.rows()} s) b"

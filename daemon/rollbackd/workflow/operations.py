@@ -261,7 +261,7 @@ class Operations:
             )
 
     async def _verify_pending(self, guarded: Guarded) -> PendingMigrations:
-        """What the policy says of the revisions that are about to go on; what couldn't be tried is a warning."""
+        """What the policy says of the revisions that are about to go on; what couldn't be tried isn't known to be safe."""
         policy = guarded.settings.policy.unsafe_migrations
         if policy == "go":
             return PendingMigrations()
