@@ -1140,6 +1140,25 @@ async def test_rows_without_a_key_that_change_while_a_column_goes_come_back_with
     assert it.rows("t") == before
 
 
+async def test_what_a_trigger_removes_while_values_return_is_inserted_again(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf(
+        "CREATE TABLE visit (id int PRIMARY KEY)",
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "INSERT INTO visit VALUES (1), (2)",
+        "INSERT INTO t VALUES (1, 'a')",
+        "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM visit; RETURN NULL; END'",
+        "CREATE TRIGGER forgets AFTER UPDATE ON t EXECUTE FUNCTION forget()",
+    )
+    before = it.rows("t"), it.rows("visit")
+    it.archive([item("rows", "t", key=("id",)), item("rows", "visit", key=("id",))], "UPDATE t SET v = 'b'")
+    assert it.rows("visit") == []
+    report = await it.restore()
+    assert (outcome(report, "t").restored, outcome(report, "visit").restored) == (1, 2)
+    assert (it.rows("t"), it.rows("visit")) == before
+
+
 async def test_a_row_that_is_removed_and_made_anew_with_its_key_is_changed(
     shelf: Callable[..., Shelf],
 ) -> None:

@@ -195,6 +195,10 @@ def plan_restore(
             steps += _column(entry, table, server_version)
         elif entry.kind is ArchiveKind.NARROWED:
             steps += _narrowed(entry, table, server_version)
+    if any(entry.kind is not ArchiveKind.TABLE for entry, _ in ready):
+        for missing, together in _parents_first(ready, server_version):
+            if missing[0].entry.key and not together:
+                steps.append(_once_more(missing[0]))
     if ready:
         steps.append(_check_now(ready[0][0]))
     steps += _sequences(ready)
@@ -458,19 +462,35 @@ def _missing_rows(missing: _Missing) -> Iterator[RestoreStep]:
     """Insert the rows that aren't there and whose parents are."""
     if not missing.entry.key:
         yield _lock(missing.entry, missing.table)
-    there = [
-        f"(NOT ({missing.points(k, 'a')}) OR {missing.parent_is_there(k, 'a')})" for k in missing.parents()
-    ]
     yield RestoreStep(
         entry=missing.entry.id,
         says=f"Insert the rows of {_place(missing.entry)} that aren't there.",
-        sql=(
-            f"WITH done AS ({missing.insert(missing.source, ' AND '.join([missing.absent, *there]))})"
-            " SELECT count(*) FROM done"
-        ),
+        sql=_insert_missing(missing),
         counts=Counts.RESTORED,
     )
     yield from _left_rows(missing)
+
+
+def _insert_missing(missing: _Missing) -> str:
+    there = [
+        f"(NOT ({missing.points(k, 'a')}) OR {missing.parent_is_there(k, 'a')})" for k in missing.parents()
+    ]
+    return (
+        f"WITH done AS ({missing.insert(missing.source, ' AND '.join([missing.absent, *there]))})"
+        " SELECT count(*) FROM done"
+    )
+
+
+def _once_more(missing: _Missing) -> RestoreStep:
+    """Values that return set off the application's triggers, which may remove what was just inserted.
+
+    Without a key a row whose values returned meanwhile can't be told from one that is gone: those are left alone.
+    """
+    return RestoreStep(
+        entry=missing.entry.id,
+        says=f"Insert the rows of {_place(missing.entry)} again that a trigger removed as values returned.",
+        sql=_insert_missing(missing),
+    )
 
 
 def _left_rows(missing: _Missing, circular: bool = False) -> Iterator[RestoreStep]:
