@@ -697,6 +697,22 @@ MOVED = (
         ),
     ),
     Case(
+        name="table_renamed_and_then_dropped",
+        about="Under the name of today it is gone in the end, as planned, though another name was dropped.",
+        revisions=(
+            CUSTOMER,
+            Revision("r2", sql("CREATE TABLE note (id int, body text)"), sql("DROP TABLE note")),
+            Revision("r3", sql("ALTER TABLE note RENAME TO memo"), sql("ALTER TABLE memo RENAME TO note")),
+        ),
+        rows=("INSERT INTO memo VALUES (1, 'a'), (1, 'a'), (2, NULL)",),
+        to="r1",
+        expect=loses(
+            {"public.memo": 3},
+            verdict={"r3": "reversible", "r2": "reversible_with_loss"},
+            gone_after=("memo",),
+        ),
+    ),
+    Case(
         name="table_merged_back",
         about="The upgrade split addresses off; the downgrade moves them back, and drops the table that they lay in.",
         revisions=(

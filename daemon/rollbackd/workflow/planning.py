@@ -193,7 +193,9 @@ class Planner:
             rehearsal=rehearsal,
             risks=risks,
             archive=archive,
-            lossy_tables=await self._lossy_tables(archive),
+            lossy_tables=await self._lossy_tables(
+                archive, dict(rehearsal.renamed) if rehearsal is not None else {}
+            ),
             publications=await database.publications_of_all_tables() if archive else (),
             old_release=judge_old_release(rehearsal),
             sizes=await database.table_sizes(),
@@ -220,9 +222,16 @@ class Planner:
         self._rehearsed = (key, found) if passed else None
         return found
 
-    async def _lossy_tables(self, archive: tuple[ArchiveItem, ...]) -> tuple[str, ...]:
-        """The tables that lose something, and those that go with them."""
-        named = tuple(sorted({f"{item.table.schema}.{item.table.name}" for item in archive}))
+    async def _lossy_tables(
+        self, archive: tuple[ArchiveItem, ...], renamed: Mapping[TableName, TableName]
+    ) -> tuple[str, ...]:
+        """The tables that lose something, and those that go with them.
+
+        Under each name that the way back gives them: rows are counted under that of the beginning and that of the end.
+        """
+        tables = {item.table for item in archive} | {item.today for item in archive if item.today is not None}
+        tables |= {renamed[table] for table in tables if table in renamed}
+        named = tuple(sorted({f"{table.schema}.{table.name}" for table in tables}))
         # With a dot in a name it can't be told from a schema: then it stands for itself alone.
         plain = tuple(name for name in named if name.count(".") == 1)
         resolved = await self._guarded.database.resolve_tables(plain, ()) if plain else ()
