@@ -19,6 +19,7 @@ from rollbackd.adapters.backup.scratch import may_create_scratch, scratch_databa
 from rollbackd.adapters.commands import run_command
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.postgres.reader import count_tables
+from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import BackupRecord, TableCount
 from rollbackd.errors import PermanentError, RollbackdError, TransientError
@@ -130,7 +131,7 @@ class TargetBackups:
             # The holder only reads and stays open until the dump is done: its snapshot is the dump's.
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
-                heads = await self._heads(connection)
+                heads = await read_heads(connection, version_table_sql(self._target.migrations))
                 counts = await watch.while_yielding(self._count(connection))
 
                 async def tick() -> None:
@@ -290,7 +291,7 @@ class TargetBackups:
                 restored = {
                     c.table: c for c in await count_tables(connection, timeout_s, len(names) + 1, names)
                 }
-                heads = await self._heads(connection)
+                heads = await read_heads(connection, version_table_sql(self._target.migrations))
             finally:
                 await connection.close(timeout=5)
             rows = sum(count.rows for count in restored.values())
@@ -496,7 +497,7 @@ class TargetBackups:
             ) from None
         connection = await connect(self._place, self._target.database.connect_timeout)
         try:
-            heads = await self._heads(connection)
+            heads = await read_heads(connection, version_table_sql(self._target.migrations))
         finally:
             await connection.close(timeout=5)
         return BackupRecord(
@@ -512,15 +513,6 @@ class TargetBackups:
             counts=(),
             tool=self._settings.command[0],
         )
-
-    async def _heads(self, connection: asyncpg.Connection) -> tuple[str, ...]:
-        migrations = self._target.migrations
-        parts = [part for part in (migrations.version_table_schema, migrations.version_table) if part]
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
-        if await connection.fetchval("SELECT to_regclass($1)", name) is None:
-            return ()
-        rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted above
-        return tuple(row[0] for row in rows)
 
     async def _count(self, connection: asyncpg.Connection) -> tuple[TableCount, ...]:
         return await count_tables(connection, self._settings.count_budget, 100_000)

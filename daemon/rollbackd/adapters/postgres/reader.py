@@ -13,12 +13,13 @@ import msgspec
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.postgres.risks import measure_risks
+from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import TableCount
 from rollbackd.core.rehearsal import Rehearsal
 from rollbackd.core.risks import Risks
-from rollbackd.core.schema import Schema, TableName
+from rollbackd.core.schema import Schema, TableName, quoted
 from rollbackd.errors import PermanentError, TransientError
 from rollbackd.ports import DatabaseIdentity
 from rollbackd.settings import Target
@@ -35,9 +36,7 @@ class PostgresReader:
         self._place = Place.of(target.database.url, target.database.password)
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
-        table = target.migrations.version_table
-        schema = target.migrations.version_table_schema
-        self._version_table = f"{_quoted(schema)}.{_quoted(table)}" if schema else _quoted(table)
+        self._version_table = version_table_sql(target.migrations)
 
     async def identity(self) -> DatabaseIdentity:
         """Which database this is; refuses a standby."""
@@ -57,13 +56,7 @@ class PostgresReader:
     async def heads(self) -> tuple[str, ...]:
         """The rows of the version table, sorted; empty where the table isn't there yet."""
         async with self._reading() as connection:
-            return await self._heads(connection)
-
-    async def _heads(self, connection: asyncpg.Connection) -> tuple[str, ...]:
-        if await connection.fetchval("SELECT to_regclass($1)", self._version_table) is None:
-            return ()
-        rows = await connection.fetch(f"SELECT version_num FROM {self._version_table} ORDER BY 1")
-        return tuple(row[0] for row in rows)
+            return await read_heads(connection, self._version_table)
 
     async def schema(self) -> Schema:
         """The catalog of all user schemas."""
@@ -150,7 +143,7 @@ class PostgresReader:
         keys = await self.keys(tuple(TableName(*name.split(".", 1)) for name in tables))
         for name in tables:
             table = TableName(*name.split(".", 1))
-            columns = ", ".join(_quoted(column) for column in keys.get(table, ()))
+            columns = ", ".join(quoted(column) for column in keys.get(table, ()))
             row = f"ROW({columns})::text" if columns else "t::text"
             async with self._reading() as connection:
                 try:
@@ -368,7 +361,7 @@ async def count_tables(
         if left_s > 0 and len(counts) < most_tables:
             try:
                 # Of this table alone: one that inherits from it is counted by itself.
-                query = f"SELECT count(*) FROM ONLY {_quoted(schema)}.{_quoted(table)}"
+                query = f"SELECT count(*) FROM ONLY {quoted(schema)}.{quoted(table)}"
                 count = await _count(connection, query, left_s)
             except (TimeoutError, asyncpg.QueryCanceledError):
                 count = None
@@ -389,10 +382,6 @@ async def _count(connection: asyncpg.Connection, query: str, timeout_s: float) -
         return int(await connection.fetchval(query, timeout=timeout_s))
     finally:
         await savepoint.rollback()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _finding(check: str, outcome: Outcome, text: str, details: tuple[str, ...] = ()) -> Finding:

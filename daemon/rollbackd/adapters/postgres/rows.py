@@ -706,8 +706,8 @@ class _Filling:
         try:
             async with self._connection.transaction():
                 return tuple(texts[row[0] - 1] for row in await self._connection.fetch(query, list(texts)))
-        except asyncpg.PostgresError:
-            self._raise_if_lost()
+        except asyncpg.PostgresError as error:
+            self._raise_if_lost(error)
             return await self._taken(column.type_sql, texts[:40])
 
     async def _taken(self, type_sql: str, texts: Sequence[str]) -> tuple[str, ...]:
@@ -724,15 +724,15 @@ class _Filling:
         try:
             async with self._connection.transaction():
                 await self._connection.fetchval(f"SELECT {casts}", *(text for _, text in pairs))
-        except asyncpg.PostgresError:
-            self._raise_if_lost()
+        except asyncpg.PostgresError as error:
+            self._raise_if_lost(error)
             return False
         return True
 
-    def _raise_if_lost(self) -> None:
-        """Inside an `except`: a lost connection is no property of the schema."""
+    def _raise_if_lost(self, error: Exception) -> None:
+        """A lost connection is no property of the schema."""
         if self._connection.is_closed():
-            raise  # noqa: PLE0704 - see above
+            raise error
 
     @asynccontextmanager
     async def _transaction(self, deferred: Sequence[_ForeignKey] = ()) -> AsyncIterator[None]:
@@ -758,7 +758,7 @@ class _Filling:
             try:
                 await self._survey(table)
             except asyncpg.PostgresError as error:
-                self._raise_if_lost()
+                self._raise_if_lost(error)
                 account.reasons = (_said(error),)
                 continue
             if account.rows < self._rows:
@@ -777,7 +777,7 @@ class _Filling:
                 for table in _within_a_circle(short):
                     await self._insert_rows(table, {key.name for key in circular})
         except asyncpg.PostgresError as error:
-            self._raise_if_lost()
+            self._raise_if_lost(error)
             for table in short:
                 account = self._accounts[table.name]
                 account.rows, account.added = account.rows - account.added, 0
@@ -829,7 +829,7 @@ class _Filling:
                 except asyncpg.QueryCanceledError as error:
                     return _said(error)
                 except (asyncpg.PostgresError, _Unfit) as error:
-                    self._raise_if_lost()
+                    self._raise_if_lost(error)
                     reason = _said(error)
                     blamed = shape.table.constraints.get(getattr(error, "constraint_name", "") or "", ())
                     attempt += 0 if blamed else 2
@@ -1023,8 +1023,8 @@ class _Filling:
         try:
             async with self._connection.transaction():
                 found = await self._connection.fetch(query, *parameters)
-        except asyncpg.PostgresError:
-            self._raise_if_lost()
+        except asyncpg.PostgresError as error:
+            self._raise_if_lost(error)
             return list(units)  # a function that raises, a candidate that isn't one: attempts will tell
         passing = tuple(
             tuple(itertools.chain.from_iterable(options[u][n - 1] for u, n in enumerate(row)))
@@ -1065,7 +1065,7 @@ class _Filling:
                 if account.rows and account.lacking:
                     await self._show_more(table)
         except (_Unfit, asyncpg.PostgresError) as error:
-            self._raise_if_lost()
+            self._raise_if_lost(error)
             account.rows, account.added, account.reasons = before
             account.reasons = (*account.reasons, _said(error))
 

@@ -14,9 +14,10 @@ from rollbackd.adapters.backup import pg_tools
 from rollbackd.adapters.backup.scratch import scratch_database, scratch_server
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.postgres.sampling import copy_sample
+from rollbackd.adapters.postgres.stamp import version_table_sql, write_heads
 from rollbackd.core.archives import SCHEMA as ARCHIVE_SCHEMA
 from rollbackd.core.rehearsal import Depth
-from rollbackd.core.schema import TableName, quoted
+from rollbackd.core.schema import TableName
 from rollbackd.errors import PermanentError
 from rollbackd.settings import Target
 
@@ -192,14 +193,9 @@ class Copies:
 
     async def _write_heads(self, place: Place, heads: tuple[str, ...]) -> None:
         """The stamp, which a schema-only dump leaves out."""
-        migrations = self._target.migrations
-        name = quoted(migrations.version_table)
-        if migrations.version_table_schema:
-            name = f"{quoted(migrations.version_table_schema)}.{name}"
         connection = await connect(place, self._target.database.connect_timeout)
         try:
-            for head in heads:
-                await connection.execute(f"INSERT INTO {name} VALUES ($1)", head)  # noqa: S608 - quoted
+            await write_heads(connection, version_table_sql(self._target.migrations), heads)
         except asyncpg.PostgresError as error:
             raise PermanentError(f"the stamp can't be written to the copy: {error}") from None
         finally:

@@ -13,6 +13,7 @@ from rollbackd.adapters.backup.scratch import mark, scratch_database
 from rollbackd.adapters.postgres.archives import read_entries
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
+from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.adapters.rehearsal.copies import Copies
 from rollbackd.adapters.rehearsal.verifying import Verifier, verify_each
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
@@ -20,7 +21,7 @@ from rollbackd.core.archives import SCHEMA, ArchiveEntry, ArchiveKind
 from rollbackd.core.observing import archive_items, rehearsed_revisions, renamed_tables
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.rehearsal import Depth, Rehearsal, TakenRows, Way
-from rollbackd.core.schema import Schema, TableName, compare_schemas, quoted
+from rollbackd.core.schema import Schema, TableName, compare_schemas
 from rollbackd.core.verification import Verified
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError
 from rollbackd.ports import RestoredCopy
@@ -231,20 +232,13 @@ class TargetRehearsals:
 
     async def _look(self, place: Place) -> tuple[Schema, tuple[str, ...]]:
         """The schema and the stamp of a copy."""
-        migrations = self._target.migrations
-        name = quoted(migrations.version_table)
-        if migrations.version_table_schema:
-            name = f"{quoted(migrations.version_table_schema)}.{name}"
         settings = {"lock_timeout": LOOK_LOCK_WAIT}
         connection: asyncpg.Connection = await connect(place, self._target.database.connect_timeout, settings)
         try:
             # What the migration left open may hold locks, and nobody needs it any more. Our own sessions are somebody's.
             await connection.execute(_END_OTHERS)
             schema = await read_schema(connection)
-            if await connection.fetchval("SELECT to_regclass($1)", name) is None:
-                return schema, ()
-            rows = await connection.fetch(f"SELECT version_num FROM {name} ORDER BY 1")  # noqa: S608 - quoted
-            return schema, tuple(row[0] for row in rows)
+            return schema, await read_heads(connection, version_table_sql(self._target.migrations))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise PermanentError(f"the copy {place.text()} can't be looked at: {error}") from None
         finally:

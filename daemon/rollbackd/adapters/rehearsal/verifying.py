@@ -11,6 +11,7 @@ from rollbackd.adapters.backup.scratch import mark, scratch_database
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.postgres.rows import fill_tables
+from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
 from rollbackd.core.assess import heads_text
 from rollbackd.core.observing import Watched, rehearsed_revisions
@@ -59,9 +60,7 @@ class Verifier:
         self.has_made_up_rows = False
         migrations = target.migrations
         self._version = TableName(migrations.version_table_schema or "public", migrations.version_table)
-        self._version_sql = quoted(migrations.version_table)
-        if migrations.version_table_schema:
-            self._version_sql = f"{quoted(migrations.version_table_schema)}.{self._version_sql}"
+        self._version_sql = version_table_sql(migrations)
 
     async def make_up_rows(self) -> int:
         """See to it that every table holds rows; how many were made up for that."""
@@ -169,7 +168,7 @@ class Verifier:
     async def heads(self) -> tuple[str, ...]:
         """The stamp of the scratch database."""
         async with self._looking() as connection:
-            return await self._heads(connection)
+            return await read_heads(connection, self._version_sql)
 
     @asynccontextmanager
     async def _looking(self) -> AsyncIterator[asyncpg.Connection]:
@@ -188,13 +187,7 @@ class Verifier:
         schema = await read_schema(connection)
         name = self._version.text()
         kept = {key: value for key, value in schema.objects.items() if name not in key}
-        return Schema(objects=kept), await self._heads(connection)
-
-    async def _heads(self, connection: asyncpg.Connection) -> tuple[str, ...]:
-        if await connection.fetchval("SELECT to_regclass($1)", self._version_sql) is None:
-            return ()
-        rows = await connection.fetch(f"SELECT version_num FROM {self._version_sql} ORDER BY 1")  # noqa: S608 - quoted
-        return tuple(row[0] for row in rows)
+        return Schema(objects=kept), await read_heads(connection, self._version_sql)
 
     async def _rows(
         self, connection: asyncpg.Connection

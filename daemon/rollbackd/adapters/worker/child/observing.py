@@ -106,7 +106,7 @@ class Observer:
     """
 
     def __init__(self) -> None:
-        self._connection: Connection = None  # type: ignore[assignment]
+        self._connection: Connection = None  # type: ignore[assignment]  # attach() comes before any look
         self._looking = False
         self._began = 0.0
         self._held: dict[int, tuple[set[str], int, int, int]] = {}

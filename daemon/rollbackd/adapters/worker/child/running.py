@@ -302,6 +302,7 @@ class Worker(Scripts):
                 guard(connection, kw)
             original(connection, *args, **kw)
 
+        # What env.py calls is EnvironmentContext.configure of this very context: Alembic has no hook for its connection.
         environment.configure = configure  # type: ignore[method-assign]
         with environment:
             self.script.run_env()

@@ -288,6 +288,7 @@ class Scripts:
         with environment:
             environment.configure(dialect_name="postgresql", output_buffer=io.StringIO())
             context = environment.get_context()
+            # One statement at a time, and not a text that has to be cut into statements again.
             context.impl.static_output = lambda text: statements.append(text.strip().rstrip(";"))  # type: ignore[method-assign]
             with Operations.context(context):
                 revision.module.downgrade()

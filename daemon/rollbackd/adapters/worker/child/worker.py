@@ -21,7 +21,7 @@ def main(requests: BinaryIO) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the process's own, to its end
     sys.stdout = sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(Words()), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
