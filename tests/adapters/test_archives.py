@@ -310,6 +310,74 @@ async def test_rows_of_heirs_are_left_to_the_heirs(shelf: Callable[..., Shelf]) 
     assert it.rows("b") == ["(2)"]
 
 
+RENAMED = (("no", "id"), ("a", "b"), ("b", "a"), ("mail", "email"))
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
+async def test_what_is_called_otherwise_again_finds_its_place_whatever_was_kept(
+    shelf: Callable[..., Shelf], keyed: bool
+) -> None:
+    """The key is renamed, and two columns have changed names with one another since the archive was made."""
+    it = shelf(
+        f"CREATE TABLE person (no int {'PRIMARY KEY' if keyed else ''}, a text, b text, age bigint, mail text)",
+        "INSERT INTO person VALUES (1, 'ay', 'bee', 1030, 'x@y'), (2, 'eh', NULL, 7, NULL), (3, 'oh', 'be', 2040, 'z@y')",
+    )
+    before = it.rows("person")
+    names = {"today": TableName("public", "people"), "renamed": RENAMED, "key": ("no",) if keyed else ()}
+    it.archive([item("rows", "person", **names)], "UPDATE person SET a = upper(a), b = NULL WHERE no < 3")
+    it.archive([item("rows", "person", revision="r0", **names)], "DELETE FROM person WHERE no = 3")
+    it.archive(
+        [item("narrowed", "person", "age", **names)], "ALTER TABLE person ALTER age TYPE int USING age % 1000"
+    )
+    it.archive([item("column", "person", "mail", **names)], "ALTER TABLE person DROP mail")
+    await it.archives.finish(RUN)
+    # Back on: under the names of then at first, so that what is asked for in between is said.
+    it.sql("ALTER TABLE person ADD mail text")
+    assert {e.missing + e.left for e in (await it.restore(dry_run=True)).entries} == {0}
+    it.sql(
+        "ALTER TABLE person RENAME no TO id",
+        "ALTER TABLE person RENAME a TO c",
+        "ALTER TABLE person RENAME b TO a",
+        "ALTER TABLE person RENAME c TO b",
+        "ALTER TABLE person RENAME mail TO email",
+        "ALTER TABLE person ALTER age TYPE bigint",
+        "ALTER TABLE person RENAME TO people",
+        # What has the older names by now is something else.
+        "CREATE TABLE person (no int, a text, b text, age bigint, mail text)",
+        "ALTER TABLE people ADD mail text",
+    )
+    script = await it.archives.restore_script(RUN)
+
+    report = await it.restore()
+
+    assert {e.table.name for e in report.entries} == {"people"}
+    assert {e.column for e in report.entries} == {"", "age", "email"}
+    it.sql("ALTER TABLE people DROP mail")
+    assert it.rows("people") == before
+    assert it.rows("person") == []
+    assert (await it.restore()).restored == 0
+    if keyed:
+        it.sql("UPDATE people SET email = NULL WHERE id = 1")
+        it.script(script)
+        assert it.rows("people") == before
+
+
+async def test_a_column_that_stands_between_its_names_is_found_by_the_one_that_it_has(
+    shelf: Callable[..., Shelf],
+) -> None:
+    it = shelf("CREATE TABLE t (id int PRIMARY KEY, a text, b text)", "INSERT INTO t VALUES (1, 'x', 'y')")
+    renamed = (("a", "a2"), ("b", "b2"))
+    before = it.rows("t")
+    it.archive([item("table", "t", key=("id",), renamed=renamed)], "DROP TABLE t")
+    it.sql("CREATE TABLE t (id int PRIMARY KEY, a2 text, b text)")
+    assert (await it.restore()).restored == 1
+    assert it.rows("t") == before
+    it.sql("DELETE FROM t", "ALTER TABLE t RENAME b TO c")
+    assert outcome(await it.restore(), "t").reasons == (
+        "public.t has no column b: apply the fixed migration first",
+    )
+
+
 async def test_parents_come_before_children_and_a_row_whose_parent_is_missing_is_left_and_named(
     shelf: Callable[..., Shelf],
 ) -> None:

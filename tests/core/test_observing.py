@@ -203,6 +203,14 @@ def test_what_is_renamed_and_dropped_later_is_named_as_it_was_then_and_as_it_is_
     assert second.gone_tables == (GoneTable(table=name("lines"), today=name("lines")),)
 
 
+def test_what_is_kept_knows_the_names_that_its_table_and_columns_have_today() -> None:
+    renamed = step(id_="r2", now=(table(ORDERS, "purchases"), column(ORDERS, 2, "remark", "text")))
+    dropped = step(id_="r1", gone=(column(ORDERS, 2, "remark", "text"),))
+    (kept,) = archive_items(watched(renamed, dropped))
+    assert (kept.table, kept.column) == (name("purchases"), "remark")
+    assert (kept.today, kept.renamed) == (name("orders"), (("remark", "note"),))
+
+
 def test_what_the_way_back_itself_had_made_has_no_name_today() -> None:
     made = (table(40, "old_orders"), column(40, 1, "id"))
     first, second = observed(
@@ -645,7 +653,16 @@ def test_what_a_later_revision_drops_is_kept_under_the_name_that_the_one_before_
         step(id_="r2", now=(table(ORDERS, "purchases"), column(ORDERS, 1, "number", not_null=True))),
         step(id_="r1", gone=(NOTE,)),
     )
-    assert found == (item(ArchiveKind.COLUMN, "purchases", revision="r1", column="note", key=("number",)),)
+    assert found == (
+        item(
+            ArchiveKind.COLUMN,
+            "purchases",
+            revision="r1",
+            column="note",
+            key=("number",),
+            renamed=(("number", "id"),),
+        ),
+    )
 
 
 CODE = column(ORDERS, 3, "code", "text", not_null=True)

@@ -692,8 +692,46 @@ MOVED = (
             verdict={"r3": "reversible", "r2": "reversible_with_loss"},
             moved={"public.client": "public.customer"},
             gone_after=("client", "client.tel"),
-            # Kept as customer.phone, and told so; where the upgrade goes on to rename it, it waits under that name.
-            restored=False,
+        ),
+    ),
+    Case(
+        name="column_replaced",
+        about="Another column has the dropped one's older name by now; each gets its own values back.",
+        revisions=(
+            CUSTOMER,
+            Revision("r2", sql("ALTER TABLE customer ADD phone text"), sql("ALTER TABLE customer DROP phone")),
+            Revision(
+                "r3",
+                sql("ALTER TABLE customer RENAME phone TO old_phone", "ALTER TABLE customer ADD phone text"),
+                sql("ALTER TABLE customer DROP phone", "ALTER TABLE customer RENAME old_phone TO phone"),
+            ),
+        ),
+        rows=("INSERT INTO customer VALUES (1, 'Ann', NULL, '030', '+4930'), (2, 'Bob', NULL, NULL, '+4940')",),
+        to="r1",
+        expect=loses(
+            {"public.customer.phone": 2, "public.customer.old_phone": 1},
+            verdict={"r3": "reversible_with_loss", "r2": "reversible_with_loss"},
+            gone_after=("customer.phone", "customer.old_phone"),
+        ),
+    ),
+    Case(
+        name="table_replaced",
+        about="Another table has the dropped one's older name by now; each gets its own rows back.",
+        revisions=(
+            CUSTOMER,
+            Revision("r2", sql("CREATE TABLE note (id int PRIMARY KEY, body text)"), sql("DROP TABLE note")),
+            Revision(
+                "r3",
+                sql("ALTER TABLE note RENAME TO old_note", "CREATE TABLE note (id int PRIMARY KEY, body text)"),
+                sql("DROP TABLE note", "ALTER TABLE old_note RENAME TO note"),
+            ),
+        ),
+        rows=("INSERT INTO note VALUES (1, 'new'), (2, 'newer')", "INSERT INTO old_note VALUES (1, 'old'), (3, NULL)"),
+        to="r1",
+        expect=loses(
+            {"public.note": 2, "public.old_note": 2},
+            verdict={"r3": "reversible_with_loss", "r2": "reversible_with_loss"},
+            gone_after=("note", "old_note"),
         ),
     ),
     Case(

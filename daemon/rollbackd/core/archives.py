@@ -59,9 +59,10 @@ class ArchiveItem(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a downgrade has to keep before it runs a revision, named as it is when that revision begins.
 
     `key` identifies a row afterwards; where the table has none that outlives the revision it is empty, and every
-    remaining column is kept beside the value, and `rollbackd_row` numbers the archive. `today` is the table's name where the way back begins, which is the name it has again
-    once everything is upgraded. `copied` says that the daemon copied it
-    ahead, so that only what was written since is left to do.
+    remaining column is kept beside the value, and `rollbackd_row` numbers the archive. `today` is the table's name where
+    the way back begins, which is the name it has again once everything is upgraded; `renamed` are those of its columns
+    that have another one there: the name here, and that one. `copied` says that the daemon copied it ahead, so that only
+    what was written since is left to do.
     """
 
     revision: str
@@ -70,6 +71,7 @@ class ArchiveItem(msgspec.Struct, frozen=True, kw_only=True):
     column: str = ""
     new_type: str = ""
     today: TableName | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
     key: tuple[str, ...] = ()
     copied: bool = False
 
@@ -126,7 +128,7 @@ class KeptDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """The table, or the part of it that is kept, as it was when it was kept.
 
     Of one column's archive: the columns that the archive has from the table, the kept one last, and what names it. `today`
-    is the table's name where the way back began.
+    and `renamed` are the table's and its columns' names where the way back began, as an ArchiveItem has them.
     """
 
     columns: tuple[KeptColumn, ...]
@@ -137,6 +139,7 @@ class KeptDefinition(msgspec.Struct, frozen=True, kw_only=True):
     grants: tuple[str, ...] = ()
     comment: str = ""
     today: TableName | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
     partition_of: str = ""
     partition_key: str = ""
     partitions: tuple[KeptPartition, ...] = ()

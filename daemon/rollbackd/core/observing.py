@@ -228,13 +228,13 @@ def renamed_tables(watched: Watched) -> tuple[tuple[TableName, TableName], ...]:
 
 
 def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
-    """What has to be kept before each revision runs, with the key that outlives it."""
+    """What has to be kept before each revision runs, with the key that outlives it and the names of today."""
     items: list[ArchiveItem] = []
     for step, before, after in _steps(watched):
         revision = step.revision()
         keys = _Keys(before, after)
         gone = {table.table for table in revision.gone_tables}
-        items += [
+        found = [
             ArchiveItem(
                 revision=revision.id,
                 kind=ArchiveKind.TABLE,
@@ -244,7 +244,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
             )
             for t in revision.gone_tables
         ]
-        items += [
+        found += [
             ArchiveItem(
                 revision=revision.id,
                 kind=ArchiveKind.COLUMN,
@@ -256,7 +256,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
             for c in revision.gone_columns
             if not c.generated
         ]
-        items += [
+        found += [
             ArchiveItem(
                 revision=revision.id,
                 kind=ArchiveKind.NARROWED,
@@ -269,7 +269,7 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
             for c in revision.changed_columns
             if not c.keeps_values
         ]
-        items += [
+        found += [
             ArchiveItem(
                 revision=revision.id,
                 kind=ArchiveKind.ROWS,
@@ -280,7 +280,26 @@ def archive_items(watched: Watched) -> tuple[ArchiveItem, ...]:
             for w in revision.written
             if w.may_lose
         ]
+        if found:
+            renamed = _renamed_columns(watched.first, before)
+            items += [
+                msgspec.structs.replace(item, renamed=tuple(sorted(renamed.get(item.table, ()))))
+                for item in found
+            ]
     return tuple(dict.fromkeys(items))
+
+
+def _renamed_columns(today: Structure, before: Structure) -> dict[TableName, list[tuple[str, str]]]:
+    """By table, as it is called before the step, the columns that are called otherwise where the way back begins."""
+    renamed: dict[TableName, list[tuple[str, str]]] = {}
+    for key, column in before.columns.items():
+        now = today.columns.get(key)
+        if now is None or now is column or now.name == column.name:
+            continue
+        relation = before.relation(column.relation)
+        if relation is not None:
+            renamed.setdefault(relation.named(), []).append((column.name, now.name))
+    return renamed
 
 
 def _steps(watched: Watched) -> Iterator[tuple["_Step", Structure, Structure]]:

@@ -178,10 +178,42 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
         return sum(entry.restored for entry in self.entries)
 
 
+def as_called_now(entry: ArchiveEntry, present: Mapping[TableName, PresentTable]) -> ArchiveEntry:
+    """The entry under the names that its table and columns have now: later revisions may have renamed them, and have again.
+
+    Names of today win, as something else may have the older name by now. What of `definition.renamed` is in force stays
+    there, for reading the archive, which has the names of its time.
+    """
+    today = entry.definition.today
+    table = (present.get(today) if today is not None else None) or present.get(entry.table)
+    if table is None:
+        return entry
+    names = _names_in_force(entry, table)
+
+    def called(name: str) -> str:
+        return names.get(name, name)
+
+    definition = msgspec.structs.replace(
+        entry.definition,
+        columns=tuple(msgspec.structs.replace(c, name=called(c.name)) for c in entry.definition.columns),
+        sequences=tuple(
+            msgspec.structs.replace(s, column=called(s.column)) for s in entry.definition.sequences
+        ),
+        renamed=tuple(names.items()),
+    )
+    return msgspec.structs.replace(
+        entry,
+        table=table.table,
+        column=called(entry.column),
+        key=tuple(called(name) for name in entry.key),
+        definition=definition,
+    )
+
+
 def plan_restore(
     entries: Iterable[ArchiveEntry], present: Mapping[TableName, PresentTable], server_version: int
 ) -> RestorePlan:
-    """What to run to bring these entries back into the tables as they are now."""
+    """What to run to bring these entries, as they are called now, back into the tables as they are now."""
     backwards = sorted(entries, key=lambda entry: -entry.id)
     left = {e.id: reason for e in backwards if (reason := _obstacle(e, present.get(e.table)))}
     ready = [(e, present[e.table]) for e in backwards if e.id not in left]
@@ -278,6 +310,22 @@ def report(
 
 
 # -- what can be brought back -------------------------------------------------------------------------------------------
+
+
+def _names_in_force(entry: ArchiveEntry, table: PresentTable) -> dict[str, str]:
+    """The columns of the archive that the table has under another name, and that name.
+
+    They are all renamed again or none is, unless the upgrade stands in between.
+    """
+    kept = [column.name for column in entry.definition.columns]
+    names = {old: new for old, new in entry.definition.renamed if old in kept}
+    if any(table.column(new) is None for new in names.values()):
+        if all(table.column(old) is not None for old in names):
+            return {}
+        names = {o: n for o, n in names.items() if table.column(o) is None and table.column(n) is not None}
+    # A column that the way back itself made may have the name; then nothing tells the two apart.
+    together = {names.get(name, name) for name in kept}
+    return names if len(together) == len(kept) else {}
 
 
 def _obstacle(entry: ArchiveEntry, table: PresentTable | None) -> str:
@@ -1191,7 +1239,27 @@ def _setting(value: str) -> str:
 
 
 def _archive(entry: ArchiveEntry) -> str:
-    return TableName(SCHEMA, entry.archive).sql()
+    """The archive as FROM takes it, its columns under the names in force."""
+    archive = TableName(SCHEMA, entry.archive).sql()
+    names = {new: old for old, new in entry.definition.renamed}
+    if not names:
+        return archive
+    if entry.kind is ArchiveKind.ROWS:
+        pairs = ", ".join(f"({_literal(old)}, {_literal(new)})" for new, old in names.items())
+
+        def renamed(document: str) -> str:
+            return (
+                f"(SELECT jsonb_object_agg(coalesce(n.new, d.key), d.value) FROM jsonb_each({document}) d"
+                f" LEFT JOIN (VALUES {pairs}) n(old, new) ON n.old = d.key) AS {document}"
+            )
+
+        return f"(SELECT {ROW}, {renamed(OLD_VALUE)}, {renamed(NEW_VALUE)} FROM {archive})"
+    narrowed = entry.kind is ArchiveKind.NARROWED
+    own = [ROW] if not entry.key else []
+    own += [OLD_VALUE, NEW_VALUE] if narrowed else []
+    kept = [c.name for c in entry.definition.columns if not (narrowed and c.name == entry.column)]
+    columns = [f"{quoted(names.get(name, name))} AS {quoted(name)}" for name in kept]
+    return f"(SELECT {', '.join([*own, *columns])} FROM {archive})"
 
 
 def _place(entry: ArchiveEntry) -> str:

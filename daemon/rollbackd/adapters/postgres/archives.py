@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -30,6 +30,7 @@ from rollbackd.core.restoring import (
     RestorePlan,
     RestoreReport,
     RestoreStep,
+    as_called_now,
     mark_restored,
     plan_restore,
     report,
@@ -248,7 +249,7 @@ class PostgresArchives:
             found = await connection.fetchval(archiving.describe_table(table.schema, table.name))
             if found is not None:
                 present[table] = msgspec.json.decode(found, type=PresentTable)
-        entries = tuple(_as_it_is_called(entry, present) for entry in entries)
+        entries = tuple(as_called_now(entry, present) for entry in entries)
         version = int(await connection.fetchval("SELECT current_setting('server_version_num')::int"))
         return entries, plan_restore(entries, present, version)
 
@@ -358,14 +359,6 @@ class PostgresArchives:
 
 def _archived(name: str) -> str:
     return TableName(SCHEMA, name).sql()
-
-
-def _as_it_is_called(entry: ArchiveEntry, present: Mapping[TableName, PresentTable]) -> ArchiveEntry:
-    """The entry under the name that its table has now: a later revision may have renamed it, and has again."""
-    today = entry.definition.today
-    if entry.table in present or today is None or today not in present:
-        return entry
-    return msgspec.structs.replace(entry, table=today)
 
 
 async def _settle(connection: asyncpg.Connection) -> None:

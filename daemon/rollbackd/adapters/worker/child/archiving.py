@@ -836,6 +836,7 @@ def definition(item: Item, table: Item) -> dict[str, Any]:
     return {
         "columns": [{field: column[field] for field in fields} for column in columns],
         "today": item.get("today"),
+        "renamed": item.get("renamed", []),
         "constraints": constraints,
         "indexes": [index["definition"] for index in indexes],
         "sequences": sequences,
