@@ -56,7 +56,20 @@ class History:
         number = next(self._numbers)
         table = self._draw(st.sampled_from(self.tables))
         kind = self._draw(
-            st.sampled_from(["table", "column", "column", "default", "rename", "update", "delete", "several"])
+            st.sampled_from(
+                [
+                    "table",
+                    "column",
+                    "column",
+                    "default",
+                    "rename",
+                    "rename_column",
+                    "replace_column",
+                    "update",
+                    "delete",
+                    "several",
+                ]
+            )
         )
         up, down = getattr(self, f"_{kind}")(number, table)
         self.revisions.append(Revision(f"r{number + 1}", sql(*up), sql(*down)))
@@ -89,6 +102,23 @@ class History:
         before, table.name = table.name, f"n{number}"
         return [f"ALTER TABLE {before} RENAME TO {table.name}"], [
             f"ALTER TABLE {table.name} RENAME TO {before}"
+        ]
+
+    def _rename_column(self, number: int, table: Table) -> tuple[list[str], list[str]]:
+        before, now = self._draw(st.sampled_from(sorted(table.columns))), f"m{number}"
+        table.columns[now] = table.columns.pop(before)
+        return [f"ALTER TABLE {table.name} RENAME {before} TO {now}"], [
+            f"ALTER TABLE {table.name} RENAME {now} TO {before}"
+        ]
+
+    def _replace_column(self, number: int, table: Table) -> tuple[list[str], list[str]]:
+        """A new column takes the name of one that gets another."""
+        (up,), (down,) = self._rename_column(number, table)
+        name, kind = up.split()[-3], self._draw(st.sampled_from(sorted(TYPES)))
+        table.columns[name] = kind
+        return [up, f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"], [
+            f"ALTER TABLE {table.name} DROP COLUMN {name}",
+            down,
         ]
 
     def _update(self, number: int, table: Table) -> tuple[list[str], list[str]]:
