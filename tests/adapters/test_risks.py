@@ -8,7 +8,7 @@ import pytest
 from tests.adapters.conftest import Role, Stage
 
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.postgres.risks import measure_risks
+from rollbackd.adapters.postgres.risks.measuring import measure_risks
 from rollbackd.core.rehearsal import (
     ChangedColumn,
     Depth,

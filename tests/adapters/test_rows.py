@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.postgres.rows import Filled, fill_tables
+from rollbackd.adapters.postgres.rows.filling import Filled, fill_tables
 from rollbackd.core.schema import TableName
 
 pytestmark = [pytest.mark.xdist_group("adapters-rows"), pytest.mark.timeout(60)]

@@ -12,7 +12,7 @@ import msgspec
 
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.postgres.risks import measure_risks
+from rollbackd.adapters.postgres.risks.measuring import measure_risks
 from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
 from rollbackd.core.checks import Finding, Outcome

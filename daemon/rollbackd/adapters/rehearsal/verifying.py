@@ -10,7 +10,7 @@ import asyncpg
 from rollbackd.adapters.backup.scratch import mark, scratch_database
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
-from rollbackd.adapters.postgres.rows import fill_tables
+from rollbackd.adapters.postgres.rows.filling import fill_tables
 from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.adapters.worker.alembic import AlembicWorker, ScratchPlace
 from rollbackd.core.assess import heads_text
