@@ -26,3 +26,13 @@ def find_program(name: str, *alternatives: str) -> Path:
 def require_program() -> RequireProgram:
     """`require_program("alertmanager", "prometheus-alertmanager")` is the path of the first that is installed."""
     return find_program
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Stop where pytest-xdist doesn't group any more: each process would make anew what the tests share."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        if any(item.iter_markers("xdist_group")) and "@" not in item.nodeid.rpartition("]")[2]:
+            raise pytest.UsageError(f"pytest-xdist doesn't group {item.nodeid}: do its version and pytest's fit?")
