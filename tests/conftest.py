@@ -35,4 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if any(item.iter_markers("xdist_group")) and "@" not in item.nodeid.rpartition("]")[2]:
-            raise pytest.UsageError(f"pytest-xdist doesn't group {item.nodeid}: do its version and pytest's fit?")
+            raise pytest.UsageError(
+                f"pytest-xdist doesn't group {item.nodeid}: do its version and pytest's fit?"
+            )
