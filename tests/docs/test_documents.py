@@ -25,8 +25,8 @@ from rollbackd.cli.output import EXIT_CODES
 from rollbackd.core.events import Category, Event, EventKind, Severity
 from rollbackd.core.gates import Gate
 from rollbackd.core.plan import STEP_KINDS
-from rollbackd.intake.identity import Role
 from rollbackd.resources import resource
+from rollbackd.workflow.callers import Role
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCE = ROOT / "daemon" / "rollbackd"

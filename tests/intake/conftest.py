@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.intake.house import House, build
@@ -16,8 +17,12 @@ MakeHouse = Callable[..., Awaitable[House]]
 async def make_house(tmp_path: Path) -> AsyncIterator[MakeHouse]:
     made: list[House] = []
 
-    async def make(deadlines: Deadlines = Deadlines(), **server: object) -> House:  # noqa: B008 - frozen
-        rig = Rig(await open_store(tmp_path), (a_target(),))
+    async def make(
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
+        policy: dict[str, Any] | None = None,
+        **server: object,
+    ) -> House:
+        rig = Rig(await open_store(tmp_path), (a_target(**policy or {}),))
         house = await build(rig, tmp_path, deadlines, **server)
         made.append(house)
         return house

@@ -18,15 +18,18 @@ from tests.workflow.rig import Rig
 
 from rollbackd.adapters.metrics import Metrics
 from rollbackd.adapters.store.sqlite import DATABASE, SqliteStore
+from rollbackd.console.pages import Pages
+from rollbackd.console.routes import Console
 from rollbackd.intake.api import Api
 from rollbackd.intake.authentication import prepare_secret
 from rollbackd.intake.connections import Deadlines
 from rollbackd.intake.deliveries import Deliveries
 from rollbackd.intake.hooks import load_hook
-from rollbackd.intake.identity import create_token
+from rollbackd.intake.identity import identify
 from rollbackd.intake.server import HttpServer
 from rollbackd.resources import resource
 from rollbackd.settings import Server, Settings
+from rollbackd.workflow.callers import Sessions, create_token
 
 MOST_BYTES = 20_000
 KEY, RETIRED = (
@@ -45,6 +48,7 @@ EVENT = {
 class House:
     rig: Rig
     server: HttpServer
+    console: Console
     metrics: Metrics
     session: ClientSession
     folder: Path
@@ -176,16 +180,32 @@ async def build(rig: Rig, folder: Path, deadlines: Deadlines, **server: Any) -> 
     metrics = Metrics(rig.targets, tuple(hooks), {})
     rig.happenings.listen(metrics.listen)
     deliveries = Deliveries(loaded, rig.store, rig.clock, rig.happenings, rig.pipeline.wake, MOST_BYTES)
-    api = Api(settings, rig.store, rig.operations, rig.reporting, rig.engine, rig.pipeline, rig.clock)
+    sessions = Sessions(rig.store, rig.clock)
+    api = Api(settings, rig.store, rig.operations, rig.reporting, rig.pipeline, rig.clock, sessions)
+    console = Console(
+        Pages(settings, rig.store, rig.operations, rig.reporting, rig.clock),
+        rig.operations,
+        rig.reporting,
+        sessions,
+        lambda request: identify(request, rig.store, sessions),
+    )
 
     async def ready() -> list[str]:
         return []
 
     socket_path = folder / "store" / "rollbackd.sock"
-    listening = HttpServer(settings.server, deliveries, api, metrics.text, ready, socket_path, deadlines)
+    listening = HttpServer(
+        settings.server,
+        deliveries,
+        [*api.routes(), *console.routes()],
+        metrics.text,
+        ready,
+        socket_path,
+        deadlines,
+    )
     await listening.start()
     house = House(
-        rig=rig, server=listening, metrics=metrics, folder=folder,
+        rig=rig, server=listening, console=console, metrics=metrics, folder=folder,
         session=ClientSession(auto_decompress=False),
         local=ClientSession(connector=aiohttp.UnixConnector(str(socket_path))),
     )  # fmt: skip

@@ -19,9 +19,10 @@ from tests.workflow.rig import Rig, a_target, open_store
 from rollbackd.app.logs import set_up_logs
 from rollbackd.core.run import RunState
 from rollbackd.errors import RefusedError
-from rollbackd.intake import authentication, identity
-from rollbackd.intake.identity import create_token
+from rollbackd.intake import authentication
 from rollbackd.settings import Logging
+from rollbackd.workflow import callers
+from rollbackd.workflow.callers import create_token
 
 READERS = frozenset({"reader", "operator", "approver"})
 # Method, path, body, and who may: everybody else gets 403, and without a token 401.
@@ -116,7 +117,7 @@ async def test_a_token_cannot_take_the_name_of_somebody_else(house: House, name:
 
 
 async def test_a_token_whose_name_looks_local_is_not_local(house: House) -> None:
-    caller = identity.Caller(name="local:root", roles=frozenset(identity.Role))
+    caller = callers.Caller(name="local:root", roles=frozenset(callers.Role))
     assert not caller.is_local
 
 
@@ -307,7 +308,7 @@ async def test_every_secret_is_compared_in_constant_time(
         compared.append((a, b))
         return real(a, b)
 
-    for module in (authentication, identity):
+    for module in (authentication, callers):
         monkeypatch.setattr(module.hmac, "compare_digest", counting)
     await house.native()
     assert len(compared) == 2, "all configured keys, even after one that fits"

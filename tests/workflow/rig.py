@@ -25,6 +25,7 @@ from tests.workflow.fakes import (
 )
 
 from rollbackd.adapters.store.sqlite import SqliteStore
+from rollbackd.console.report_page import report_page
 from rollbackd.core.events import Event
 from rollbackd.core.matrix import load_matrix
 from rollbackd.core.records import Delivery, Deployment, Run, StoredDecision
@@ -109,7 +110,7 @@ class Rig:
             matrix, store, clock, guarded, planners, self.runs, self.announcer, happenings
         )
         self.pipeline = Pipeline(store, clock, guarded, planners, self.deciding, self.operations, happenings)
-        self.reporting = Reporting(store, clock, guarded)
+        self.reporting = Reporting(store, clock, guarded, report_page)
 
     async def start(self) -> None:
         await self.engine.recover()

@@ -16,6 +16,8 @@ from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.adapters.worker.alembic import AlembicWorker
 from rollbackd.app.clock import SystemClock
 from rollbackd.app.configuration import SOCKET_NAME, Configuration
+from rollbackd.app.report_files import ReportFiles
+from rollbackd.console.report_page import report_page
 from rollbackd.settings import Target
 from rollbackd.workflow.deciding import Deciding
 from rollbackd.workflow.engine import Engine
@@ -26,6 +28,9 @@ from rollbackd.workflow.pipeline import Pipeline
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import Runs
+
+# Beside the store: the reports of runs that are over.
+REPORTS = "reports"
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,12 @@ class Parts:
     operations: Operations
     pipeline: Pipeline
     reporting: Reporting
+    report_files: ReportFiles
     prober: HttpProber
 
     async def close(self) -> None:
         """Close what holds connections or children; the store last."""
+        await self.report_files.finish()
         for guarded in self.guarded.values():
             await guarded.worker.close()
             await guarded.rehearsals.close()
@@ -82,6 +89,9 @@ def compose(configuration: Configuration, store: SqliteStore, happenings: Happen
     runs = Runs(store, clock, engine, guarded, announcer, happenings)
     operations = Operations(store, clock, guarded, planners, runs, happenings)
     deciding = Deciding(configuration.matrix, store, clock, guarded, planners, runs, announcer, happenings)
+    reporting = Reporting(store, clock, guarded, report_page)
+    report_files = ReportFiles(reporting, store_directory(configuration) / REPORTS)
+    happenings.listen(report_files.listen)
     pipeline = Pipeline(store, clock, guarded, planners, deciding, operations, happenings)
     return Parts(
         configuration=configuration,
@@ -93,7 +103,8 @@ def compose(configuration: Configuration, store: SqliteStore, happenings: Happen
         runs=runs,
         operations=operations,
         pipeline=pipeline,
-        reporting=Reporting(store, clock, guarded),
+        reporting=reporting,
+        report_files=report_files,
         prober=prober,
     )
 

@@ -17,12 +17,16 @@ from rollbackd.adapters.metrics import Metrics
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.adapters.worker.alembic import prune_kept
 from rollbackd.app.composition import Parts, compose, socket_path, store_directory
-from rollbackd.app.configuration import load_configuration, load_parts_of
+from rollbackd.app.configuration import Configuration, LoadedHooks, load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
+from rollbackd.console.pages import Pages
+from rollbackd.console.routes import Console
 from rollbackd.errors import RollbackdError
 from rollbackd.intake.api import Api
 from rollbackd.intake.deliveries import Deliveries
+from rollbackd.intake.identity import identify
 from rollbackd.intake.server import HttpServer
+from rollbackd.workflow.callers import Sessions
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.happenings import Happenings, Listener
 from rollbackd.workflow.retention import prune_archives, prune_backups
@@ -68,19 +72,7 @@ async def serve(
     metrics.restore(await store.totals())
     happenings.listen(metrics.listen)
     parts = compose(configuration, store, happenings)
-    deliveries = Deliveries(
-        hooks, store, parts.clock, happenings, parts.pipeline.wake, settings.server.max_body_bytes
-    )
-    api = Api(settings, store, parts.operations, parts.reporting, parts.engine, parts.pipeline, parts.clock)
-
-    server = HttpServer(
-        settings.server,
-        deliveries,
-        api,
-        metrics.text,
-        partial(_problems, store, stopping),
-        socket_path(configuration),
-    )
+    server, console = _listening(configuration, parts, hooks, metrics, stopping)
     tasks: list[asyncio.Task[None]] = []
     try:
         await parts.engine.recover()
@@ -109,6 +101,7 @@ async def serve(
         stopping.set()
         log.info("daemon_stopping")
         notify_systemd("STOPPING=1")
+        console.close()
         await server.stop()
         for task in tasks:
             task.cancel()
@@ -119,6 +112,34 @@ async def serve(
             await store.add_totals(metrics.flush())
         await parts.close()
         log.info("daemon_stopped")
+
+
+def _listening(
+    configuration: Configuration, parts: Parts, hooks: LoadedHooks, metrics: Metrics, stopping: asyncio.Event
+) -> tuple[HttpServer, Console]:
+    """What the outside talks to: hooks, API and console behind one server."""
+    settings, store, clock = configuration.settings, parts.store, parts.clock
+    deliveries = Deliveries(
+        hooks, store, clock, parts.happenings, parts.pipeline.wake, settings.server.max_body_bytes
+    )
+    sessions = Sessions(store, clock)
+    api = Api(settings, store, parts.operations, parts.reporting, parts.pipeline, clock, sessions)
+    console = Console(
+        Pages(settings, store, parts.operations, parts.reporting, clock),
+        parts.operations,
+        parts.reporting,
+        sessions,
+        lambda request: identify(request, store, sessions),
+    )
+    server = HttpServer(
+        settings.server,
+        deliveries,
+        [*api.routes(), *console.routes()],
+        metrics.text,
+        partial(_problems, store, stopping),
+        socket_path(configuration),
+    )
+    return server, console
 
 
 def notify_systemd(state: str) -> None:

@@ -26,7 +26,7 @@ from rollbackd.errors import (
     TransientError,
     UsageError,
 )
-from rollbackd.intake.identity import Role, create_token, revoke_token
+from rollbackd.workflow.callers import Role, create_token, revoke_token
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings, Listener
 from rollbackd.workflow.reporting import Reporting

@@ -181,19 +181,21 @@ def _explain(stored: StoredDecision) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--format", "format_", type=click.Choice(["md", "json"]), default="md", show_default=True)
+@click.option(
+    "--format", "format_", type=click.Choice(["md", "html", "json"]), default="md", show_default=True
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
 @click.pass_obj
 @asynchronous
 async def report(config: Path, run: str, format_: str, output: Path | None) -> None:
     """Write a run's report."""
     async with reading(config) as (_, _, reporting):
-        found = await reporting.report(run)
-    text = (
-        to_markdown(found)
-        if format_ == "md"
-        else msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
-    )
+        if format_ == "html":
+            text = await reporting.page(run)
+        elif format_ == "md":
+            text = to_markdown(await reporting.report(run))
+        else:
+            text = msgspec.json.format(msgspec.json.encode(await reporting.report(run)), indent=2).decode()
     if output is None:
         click.echo(text)
         return

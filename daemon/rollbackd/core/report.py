@@ -6,6 +6,8 @@ import msgspec
 
 from rollbackd.core.checks import Finding
 from rollbackd.core.records import TableCount
+from rollbackd.core.timeline import Timeline
+from rollbackd.core.wording import moment, size
 
 
 class ReportStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     price: str
     decision: dict[str, str]
     next_steps: tuple[NextStep, ...]
+    timeline: Timeline = Timeline()
 
 
 _HOLD_WORDS = {
@@ -161,13 +164,13 @@ def to_markdown(report: Report) -> str:
     lines += _statements(report)
     lines += ["## Next steps", ""]
     lines += [f"- [{'x' if step.done else ' '}] {_inline(step.text)}" for step in report.next_steps]
-    lines += ["", f"*Written {_time(report.written_at)} by rollbackd.*", ""]
+    lines += ["", f"*Written {moment(report.written_at)} by rollbackd.*", ""]
     return "\n".join(lines)
 
 
 def _facts(report: Report) -> list[str]:
     rows = [
-        ("Date", _time(report.date)),
+        ("Date", moment(report.date)),
         ("Target", f"{report.target} ({report.service}, {report.environment})"),
         ("Reason", report.reason),
         ("Executed by", report.executed_by),
@@ -224,7 +227,7 @@ def _state_before(report: Report) -> list[str]:
         lines.append("")
     for backup in report.backups:
         lines.append(
-            f"- Backup {_code(backup.id)} ({backup.purpose}): {_size(backup.size_bytes)}, proved to **L{backup.level}**,"
+            f"- Backup {_code(backup.id)} ({backup.purpose}): {size(backup.size_bytes)}, proved to **L{backup.level}**,"
             f" {backup.rows:,} rows counted, at {_code(backup.location)}"
         )
     if not report.backups:
@@ -332,17 +335,6 @@ def _heads(heads: tuple[str, ...], report: Report) -> str:
 
 def _rows(count: TableCount) -> str:
     return f"{count.rows:,}" if count.exact else f"about {count.rows:,} (estimate)"
-
-
-def _size(size_bytes: int) -> str:
-    size, units = float(size_bytes), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
-
-
-def _time(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _inline(text: str) -> str:

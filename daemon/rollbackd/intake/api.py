@@ -24,14 +24,14 @@ from rollbackd.errors import (
 from rollbackd.intake.connections import read_body
 from rollbackd.intake.deliveries import RETRY_AFTER_S
 from rollbackd.intake.hooks import located, parse_body
-from rollbackd.intake.identity import Caller, Role, UnidentifiedError, create_token, identify, revoke_token
+from rollbackd.intake.identity import identify
 from rollbackd.ports import Clock, Store
 from rollbackd.settings import Settings
 from rollbackd.workflow.bringing_back import describe_archive, describe_restore
-from rollbackd.workflow.engine import Engine
+from rollbackd.workflow.callers import Caller, Role, Sessions, UnidentifiedError, create_token, revoke_token
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
 from rollbackd.workflow.rehearsing import describe_rehearsal
-from rollbackd.workflow.reporting import Reporting
+from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
 from rollbackd.workflow.runs import describe_run
 
 MOST_LISTED = 500
@@ -118,16 +118,16 @@ class Api:
         store: Store,
         operations: Operations,
         reporting: Reporting,
-        engine: Engine,
         watches: Watches,
         clock: Clock,
+        sessions: Sessions,
     ) -> None:
+        self._sessions = sessions
         self._clock = clock
         self._settings = settings
         self._store = store
         self._operations = operations
         self._reporting = reporting
-        self._engine = engine
         self._watches = watches
 
     def routes(self) -> list[web.RouteDef]:
@@ -162,7 +162,7 @@ class Api:
     def _guard(self, role: Role, answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def guarded(request: web.Request) -> web.StreamResponse:
             try:
-                caller = await identify(request, self._store)
+                caller = await identify(request, self._store, self._sessions)
                 if not caller.may(role):
                     raise UnidentifiedError(403, f"{caller.name} lacks the role {role}")
                 found = await answer(request, caller)
@@ -237,7 +237,7 @@ class Api:
         run = await self._store.run(run_id)
         if run is None:
             raise NotFoundError(f"there is no run {run_id}")
-        progress = self._engine.progress.get(run_id)
+        progress = self._operations.progress(run_id)
         return {
             **describe_run(run),
             "plan": msgspec.to_builtins(run.plan),
@@ -247,13 +247,19 @@ class Api:
         }
 
     async def report(self, request: web.Request, caller: Caller) -> Any:
-        """The report, as Markdown or JSON."""
+        """The report, as a page, Markdown or JSON."""
+        accepted = request.headers.get("Accept", "")
+        usual = "html" if "text/html" in accepted else "json" if "json" in accepted else "md"
+        wanted = request.query.get("format", usual)
+        if wanted == "html":
+            page = await self._reporting.page(request.match_info["id"])
+            headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+            return web.Response(text=page, content_type="text/html", charset="utf-8", headers=headers)
         report = await self._reporting.report(request.match_info["id"])
-        wanted = request.query.get("format", "json" if "json" in request.headers.get("Accept", "") else "md")
         if wanted == "json":
             return msgspec.to_builtins(report)
         if wanted != "md":
-            raise UsageError(f"no report is written as {wanted!r}; there are md and json")
+            raise UsageError(f"no report is written as {wanted!r}; there are html, md and json")
         return web.Response(text=to_markdown(report), content_type="text/markdown")
 
     # -- asking --------------------------------------------------------------------------------------------------------

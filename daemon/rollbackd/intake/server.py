@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,12 +10,13 @@ from aiohttp import web
 
 from rollbackd import __version__
 from rollbackd.errors import RefusedError
-from rollbackd.intake.api import Api
 from rollbackd.intake.connections import DEADLINES, Connections, Deadlines
 from rollbackd.intake.deliveries import Deliveries
 from rollbackd.settings import Server
 
 PATIENT = Deadlines()
+# What openapi.json names; all else are pages for people.
+FOR_PROGRAMS = ("/api/", "/hooks/", "/livez", "/readyz", "/metrics", "/openapi.json")
 MetricsText = Callable[[], tuple[bytes, str]]
 Ready = Callable[[], Awaitable[list[str]]]
 
@@ -27,7 +28,7 @@ class HttpServer:
         self,
         settings: Server,
         deliveries: Deliveries,
-        api: Api,
+        routes: Sequence[web.RouteDef],
         metrics_text: MetricsText,
         ready: Ready,
         socket_path: Path,
@@ -45,7 +46,7 @@ class HttpServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/openapi.json", self._openapi)
-        app.router.add_routes(api.routes())
+        app.router.add_routes(routes)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -113,7 +114,7 @@ class HttpServer:
     async def _openapi(self, request: web.Request) -> web.Response:
         paths: dict[str, dict[str, object]] = {}
         for method, path in self._routes:
-            if method in ("GET", "POST"):
+            if method in ("GET", "POST") and path.startswith(FOR_PROGRAMS):
                 answers = {"200": {"description": "see the README's table of answers"}}
                 paths.setdefault(path, {})[method.lower()] = {"responses": answers}
         document = {

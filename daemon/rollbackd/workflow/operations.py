@@ -128,6 +128,10 @@ class Operations:
             deployment=deployment.id if deployment is not None else "",
         )
 
+    def progress(self, run: str) -> Progress | None:
+        """How far the step under way has come, where it says so."""
+        return self._runs.progress(run)
+
     async def approve(self, run: str, actor: str, *, plan_sha256: str = "", reason: str = "") -> Run:
         """Say yes to a run that awaits approval."""
         return await self._runs.approve(run, actor, plan_sha256=plan_sha256, reason=reason)

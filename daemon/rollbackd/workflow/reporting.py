@@ -1,15 +1,24 @@
 """Putting a run's report together out of the store."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from rollbackd.core.archives import SCHEMA, ArchiveEntry
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding
+from rollbackd.core.evidence import Measurement, Signal
 from rollbackd.core.matrix import Action
 from rollbackd.core.plan import Plan, RecoverLost, WayBack, step_text
-from rollbackd.core.records import BackupRecord, LogLine, Run, StepRecord, StoredDecision, TableCount
+from rollbackd.core.records import (
+    BackupRecord,
+    Deployment,
+    LogLine,
+    Run,
+    StepRecord,
+    StoredDecision,
+    TableCount,
+)
 from rollbackd.core.report import (
     NextStep,
     Report,
@@ -20,19 +29,37 @@ from rollbackd.core.report import (
     ReportStep,
 )
 from rollbackd.core.run import RunState, StepPhase
+from rollbackd.core.timeline import Evidence, timeline_of
 from rollbackd.errors import NotFoundError, RollbackdError
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.recovering import GATE_BACKUP, lost_label
 
 LOG_LINES = 500
+MEASUREMENTS = 500
+# What a browser is to let the page do (Content-Security-Policy), wherever it is served.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+)
+DrawPage = Callable[[Report], str]
 NOBODY_STOPPED = "nothing had to be stopped"
+
+
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report says that the store alone knows: cheap enough to be looked at every second."""
+
+    steps: tuple[ReportStep, ...]
+    backups: tuple[BackupRecord, ...]
+    rehearsal: ReportRehearsal
 
 
 class Reporting:
     """Writes reports. Works on a store that is open for reading only."""
 
-    def __init__(self, store: Store, clock: Clock, guarded: Mapping[str, Guarded]) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, guarded: Mapping[str, Guarded], draw_page: DrawPage
+    ) -> None:
+        self._draw_page = draw_page
         self._store = store
         self._clock = clock
         self._guarded = guarded
@@ -55,6 +82,17 @@ class Reporting:
         archives, script, unreadable = await self._archives(run, guarded)
         deployment = await self._store.deployment(run.deployment) if run.deployment else None
         price = deployment.price if deployment is not None else None
+        timeline = timeline_of(
+            Evidence(
+                run=run,
+                journal=tuple(journal),
+                approvals=tuple(approvals),
+                deployment=deployment,
+                decision=decision,
+                signals=await self._signals(run, deployment, guarded),
+                measurements=await self._measurements(run, deployment),
+            )
+        )
         return Report(
             run=run.id,
             target=run.target,
@@ -100,7 +138,37 @@ class Reporting:
             price=price.text() if price is not None else "",
             decision=_decision(decision),
             next_steps=_next_steps(run, decision, _done_kinds(run, journal)),
+            timeline=timeline,
         )
+
+    async def page(self, run_id: str) -> str:
+        """The report as one HTML page; raises as `report` does."""
+        return self._draw_page(await self.report(run_id))
+
+    async def outline(self, run: Run) -> Outline:
+        """How far the run has come, what was proved, and what its rehearsal said."""
+        journal = await self._store.journal_of(run.id)
+        return Outline(
+            steps=tuple(_report_step(run, number, journal) for number in range(len(run.plan.steps))),
+            backups=tuple(await self._backups(run, journal)),
+            rehearsal=_rehearsal(run.plan),
+        )
+
+    async def _signals(
+        self, run: Run, deployment: Deployment | None, guarded: Guarded | None
+    ) -> tuple[Signal, ...]:
+        if deployment is None or guarded is None:
+            return ()
+        settings = guarded.settings
+        return tuple(await self._store.signals(settings.service, settings.environment, deployment.started_at))
+
+    async def _measurements(self, run: Run, deployment: Deployment | None) -> tuple[Measurement, ...]:
+        """Those until the run was over: later ones are of another release."""
+        if deployment is None:
+            return ()
+        until = run.finished_at or self._clock.now()
+        found = await self._store.measurements(deployment.id, MEASUREMENTS)
+        return tuple(one for one in found if one.at <= until)
 
     async def _archives(
         self, run: Run, guarded: Guarded | None

@@ -12,7 +12,7 @@ from rollbackd.core.plan import CopyAhead, Plan, WayBack
 from rollbackd.core.records import Approval, Incident, Run
 from rollbackd.core.run import RunState
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
-from rollbackd.ports import Announcer, Clock, Store
+from rollbackd.ports import Announcer, Clock, Progress, Store
 from rollbackd.workflow.engine import Engine
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
@@ -44,6 +44,10 @@ class Runs:
         # Held here so that they aren't collected before they are done.
         self._announcing: set[asyncio.Task[None]] = set()
         self._followed: set[str] = set()
+
+    def progress(self, run_id: str) -> Progress | None:
+        """How far the step under way has come, where it says so."""
+        return self._engine.progress.get(run_id)
 
     async def ask_for(  # noqa: PLR0913 - what a run's record says, each by its name
         self,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError, IntegrityError
@@ -410,6 +410,12 @@ class SqliteStore:
         """The newest first."""
         query = select(t.run.c.body).order_by(t.run.c.created_at.desc()).limit(limit)
         return await self._many(query if target is None else query.where(t.run.c.target == target), Run)
+
+    async def newest_runs(self) -> list[Run]:
+        """The newest of each target."""
+        newest = select(t.run.c.target, func.max(t.run.c.created_at)).group_by(t.run.c.target)
+        query = select(t.run.c.body).where(tuple_(t.run.c.target, t.run.c.created_at).in_(newest))
+        return await self._many(query, Run)
 
     async def unfinished_runs(self) -> list[Run]:
         """Those that aren't finished, oldest first."""

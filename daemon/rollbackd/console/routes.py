@@ -1,0 +1,341 @@
+"""The console's routes: who may see a page, forms that another site can't send, and pages that keep themselves up to date."""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote, urlsplit
+
+from aiohttp import web
+
+from rollbackd.console.pages import Looking, Pages
+from rollbackd.console.rendering import render, static_file
+from rollbackd.errors import (
+    NotFoundError,
+    RefusedError,
+    RollbackdError,
+    StoreUnavailableError,
+    TransientError,
+)
+from rollbackd.workflow.callers import SESSION_COOKIE, Caller, Role, Sessions, UnidentifiedError
+from rollbackd.workflow.operations import Operations
+from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "rollbackd", ""})
+# How often a live page is looked at, how often its viewer's token, and how many may be open.
+LOOK_EVERY_S = 1.0
+IDENTIFY_EVERY_S = 10.0
+MOST_LIVE = 100
+LONGEST_FORM_BYTES = 8 * 1024
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:;"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+
+Identify = Callable[[web.Request], Awaitable[Caller]]
+Page = Callable[[web.Request, Looking], Awaitable[str]]
+Act = Callable[[web.Request, Caller, dict[str, str]], Awaitable[str]]
+
+
+class Console:
+    """The pages under `/`. Reading needs a token's session or the socket, acting its role and a form of ours."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        operations: Operations,
+        reporting: Reporting,
+        sessions: Sessions,
+        identify: Identify,
+    ) -> None:
+        self._pages = pages
+        self._operations = operations
+        self._reporting = reporting
+        self._sessions = sessions
+        self._identify = identify
+        self._live = 0
+        self._closing = asyncio.Event()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Method, path and answer of every page and form."""
+        pages = self._pages
+        return [
+            web.get("/console/console.css", _file("console.css", "text/css")),
+            web.get("/console/live.js", _file("live.js", "text/javascript")),
+            web.get("/login", self._show_login),
+            web.post("/login", self._sign_in),
+            web.post("/logout", self._sign_out),
+            web.get("/", self._shown(lambda _, looking: pages.overview(looking))),
+            web.get("/runs", self._shown(lambda _, looking: pages.runs(looking))),
+            web.get("/decisions", self._shown(lambda _, looking: pages.decisions(looking))),
+            web.get("/deliveries", self._shown(lambda _, looking: pages.deliveries(looking))),
+            web.get("/targets/{id}", self._shown(lambda r, looking: pages.target(looking, _id(r)))),
+            web.get("/decisions/{id}", self._shown(lambda r, looking: pages.decision(looking, _id(r)))),
+            web.get("/deployments/{id}", self._shown(lambda r, looking: pages.deployment(looking, _id(r)))),
+            web.get("/runs/{id}", self._shown(lambda r, looking: pages.run(looking, _id(r)))),
+            web.get("/runs/{id}/report", self._report),
+            web.get("/live", self._kept_fresh(lambda _, looking: pages.overview(looking))),
+            web.get("/runs/{id}/live", self._kept_fresh(lambda r, looking: pages.run(looking, _id(r)))),
+            web.get(
+                "/deployments/{id}/live",
+                self._kept_fresh(lambda r, looking: pages.deployment(looking, _id(r))),
+            ),
+            web.post("/runs/{id}/approve", self._acted(Role.APPROVE, self._approve)),
+            web.post("/runs/{id}/deny", self._acted(Role.APPROVE, self._deny)),
+            web.post("/runs/{id}/resume", self._acted(Role.OPERATE, self._resume)),
+            web.post("/runs/{id}/abandon", self._acted(Role.OPERATE, self._abandon)),
+            web.post("/pause", self._acted(Role.OPERATE, self._pause)),
+            web.post("/unpause", self._acted(Role.OPERATE, self._unpause)),
+        ]
+
+    def close(self) -> None:
+        """End the live pages, so that a stop needn't wait for their viewers."""
+        self._closing.set()
+
+    # -- signing in ----------------------------------------------------------------------------------------------------
+
+    async def _show_login(self, request: web.Request) -> web.Response:
+        return _page(_login(request.query.get("next", "/")))
+
+    async def _sign_in(self, request: web.Request) -> web.Response:
+        problem = _foreign(request)
+        if problem:
+            return _page(_error("Refused", problem, "/login"), 403)
+        form = await _form(request)
+        onward = _inside(form.get("next", "/"))
+        secret = await self._sessions.begin(form.get("token", "").strip())
+        if secret is None:
+            return _page(_login(onward, "The token isn't known, or was revoked."), 401)
+        answer = _see(onward)
+        secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
+        answer.set_cookie(SESSION_COOKIE, secret, path="/", httponly=True, samesite="Strict", secure=secure)
+        return answer
+
+    async def _sign_out(self, request: web.Request) -> web.Response:
+        if not _foreign(request):
+            self._sessions.end(request.cookies.get(SESSION_COOKIE, ""))
+        answer = _see("/login")
+        answer.del_cookie(SESSION_COOKIE, path="/")
+        return answer
+
+    async def _looking(self, request: web.Request) -> Looking:
+        """Who looks.
+
+        Raises:
+            UnidentifiedError: 401 for nobody we know, 403 where a name of another site leads to the local socket.
+        """
+        session = request.cookies.get(SESSION_COOKIE, "")
+        signed_in = await self._sessions.caller(session) if session else None
+        caller = signed_in or await self._identify(request)
+        if caller.is_local and urlsplit(f"//{request.host}").netloc.rsplit(":", 1)[0] not in LOCAL_HOSTS:
+            raise UnidentifiedError(403, f"the socket answers for localhost, and not for {request.host}")
+        return Looking(caller=caller, form_key=self._sessions.form_key(session if signed_in else caller.name))
+
+    # -- pages ---------------------------------------------------------------------------------------------------------
+
+    def _shown(self, page: Page) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def shown(request: web.Request) -> web.StreamResponse:
+            try:
+                looking = await self._looking(request)
+            except UnidentifiedError as error:
+                if error.status == 401:
+                    return _see(f"/login?next={quote(request.path_qs, safe='')}")
+                return _page(_error("Refused", str(error), "/"), error.status)
+            except RollbackdError as error:
+                return _failed(error)
+            try:
+                return _page(await page(request, looking))
+            except RollbackdError as error:
+                return _failed(error, looking)
+
+        return shown
+
+    async def _report(self, request: web.Request) -> web.StreamResponse:
+        async def page(request: web.Request, looking: Looking) -> str:
+            return await self._reporting.page(_id(request))
+
+        answer = await self._shown(page)(request)
+        if answer.status == 200:
+            answer.headers["Content-Security-Policy"] = PAGE_POLICY
+        return answer
+
+    # -- live pages ----------------------------------------------------------------------------------------------------
+
+    def _kept_fresh(self, page: Page) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """The page as server-sent events: once more whenever it has changed."""
+
+        async def fresh(request: web.Request) -> web.StreamResponse:
+            try:
+                looking = await self._looking(request)
+            except RollbackdError as error:
+                return web.Response(status=getattr(error, "status", 503), text=str(error))
+            if self._live >= MOST_LIVE or self._closing.is_set():
+                return web.Response(
+                    status=503, text="too many live pages are open", headers={"Retry-After": "30"}
+                )
+            answer = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+            self._live += 1
+            try:
+                await answer.prepare(request)
+                await self._stream(request, answer, page, looking)
+            except ConnectionResetError:
+                pass  # the viewer left
+            finally:
+                self._live -= 1
+            return answer
+
+        return fresh
+
+    async def _stream(
+        self, request: web.Request, answer: web.StreamResponse, page: Page, looking: Looking
+    ) -> None:
+        shown = b""
+        loop = asyncio.get_running_loop()
+        identify_at = loop.time() + IDENTIFY_EVERY_S
+        while not self._closing.is_set():
+            if loop.time() >= identify_at:
+                identify_at = loop.time() + IDENTIFY_EVERY_S
+                try:
+                    looking = await self._looking(request)
+                except RollbackdError:
+                    break
+                # Also how a viewer that went without a word is found.
+                await answer.write(b": still here\n\n")
+            try:
+                text = await page(request, looking)
+            except RollbackdError:
+                break
+            digest = hashlib.sha256(text.encode()).digest()
+            if digest != shown:
+                shown = digest
+                lines = "".join(f"data: {line}\n" for line in text.splitlines())
+                await answer.write(f"event: page\n{lines}\n".encode())
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._closing.wait()
+            except TimeoutError:
+                pass
+        await answer.write(b"event: end\ndata:\n\n")
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def _acted(self, role: Role, act: Act) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def acted(request: web.Request) -> web.StreamResponse:
+            looking: Looking | None = None
+            try:
+                looking = await self._looking(request)
+                form = await _form(request)
+                problem = _foreign(request)
+                given = form.get("form_key", "").encode("utf-8", "surrogateescape")
+                if problem or not hmac.compare_digest(given, looking.form_key.encode()):
+                    raise UnidentifiedError(403, problem or "the form is too old: load the page again")
+                if not looking.caller.may(role):
+                    raise UnidentifiedError(403, f"{looking.caller.name} lacks the role {role}")
+                return _see(await act(request, looking.caller, form))
+            except RollbackdError as error:
+                return _failed(
+                    error, looking, back=_inside(urlsplit(request.headers.get("Referer", "/")).path)
+                )
+
+        return acted
+
+    async def _approve(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
+        plan = form.get("plan_sha256", "")
+        if not plan:
+            raise RefusedError("an approval from here is bound to the plan that was shown")
+        run = await self._operations.approve(
+            _id(request), caller.name, plan_sha256=plan, reason=form.get("reason", "")
+        )
+        return f"/runs/{run.id}"
+
+    async def _deny(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
+        run = await self._operations.deny(_id(request), caller.name, reason=form.get("reason", ""))
+        return f"/runs/{run.id}"
+
+    async def _resume(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
+        return f"/runs/{(await self._operations.resume(_id(request), caller.name)).id}"
+
+    async def _abandon(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
+        run = await self._operations.abandon(_id(request), caller.name, reason=form.get("reason", ""))
+        return f"/runs/{run.id}"
+
+    async def _pause(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
+        await self._operations.pause(form.get("target", ""), caller.name, form.get("reason", ""), None)
+        return "/"
+
+    async def _unpause(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
+        await self._operations.unpause(form.get("target", ""), caller.name)
+        return "/"
+
+
+def _id(request: web.Request) -> str:
+    return request.match_info["id"]
+
+
+def _inside(path: str) -> str:
+    """A path of ours; whatever leads elsewhere is the first page."""
+    is_ours = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if is_ours else "/"
+
+
+def _foreign(request: web.Request) -> str:
+    """Why a form wasn't sent by a page of ours; empty where it was. Browsers say so themselves."""
+    site, origin = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Origin", "")
+    if site not in ("", "same-origin", "none"):
+        return "the form was sent by a page of another site"
+    if origin and urlsplit(origin).netloc != request.host:
+        return "the form was sent by a page of another site"
+    return ""
+
+
+async def _form(request: web.Request) -> dict[str, str]:
+    if (request.content_length or 0) > LONGEST_FORM_BYTES or not request.can_read_body:
+        raise RefusedError("a form of at most 8 kB is expected")
+    found = await request.post()
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _login(onward: str, problem: str = "") -> str:
+    return render("login.html", caller=None, form_key="", next=_inside(onward), problem=problem)
+
+
+def _error(heading: str, problem: str, back: str, looking: Looking | None = None) -> str:
+    return render(
+        "error.html",
+        caller=looking.caller if looking else None,
+        form_key=looking.form_key if looking else "",
+        heading=heading,
+        problem=problem,
+        back=back,
+    )
+
+
+def _failed(error: RollbackdError, looking: Looking | None = None, back: str = "/") -> web.Response:
+    status, heading = 409, "Refused"
+    if isinstance(error, UnidentifiedError):
+        status = error.status
+    elif isinstance(error, NotFoundError):
+        status, heading = 404, "Not found"
+    elif isinstance(error, StoreUnavailableError | TransientError):
+        status, heading = 503, "Not now"
+    return _page(_error(heading, str(error), back, looking), status)
+
+
+def _page(html: str, status: int = 200) -> web.Response:
+    headers = {**HEADERS, "Content-Security-Policy": POLICY}
+    return web.Response(text=html, status=status, content_type="text/html", charset="utf-8", headers=headers)
+
+
+def _see(path: str) -> web.Response:
+    return web.Response(status=303, headers={**HEADERS, "Location": path})
+
+
+def _file(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def served(request: web.Request) -> web.Response:
+        headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
+        return web.Response(
+            text=static_file(name), content_type=content_type, charset="utf-8", headers=headers
+        )
+
+    return served
