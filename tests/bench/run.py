@@ -28,6 +28,8 @@ from figures import compared, figure
 from ground import ALEMBIC, ENV_PY, PYTHON, REVISION, secret
 from way_back import way_back
 
+from console import console
+
 CONNECTIONS = (1, 16, 64)
 WARM_UP_S = 0.7
 HERE = Path(__file__).parent
@@ -335,6 +337,7 @@ def main() -> None:
         "way_back": lambda options: asyncio.run(way_back(options.rounds)),
         "archives": lambda options: asyncio.run(archives(options.rounds)),
         "backups": lambda options: asyncio.run(backups(options.rounds)),
+        "console": lambda options: console(options.rounds),
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("group", nargs="*", help=f"{', '.join(groups)}; without any, all of them")

@@ -123,7 +123,6 @@ class Pages:
         signals = (
             await self._store.signals(target.service, target.environment, found.started_at) if target else []
         )
-        runs = await self._store.runs(found.target, LISTED)
         return self._page(
             "deployment.html",
             looking,
@@ -131,7 +130,7 @@ class Pages:
             probes=self._probes(target, await self._store.measurements(deployment_id, MEASUREMENTS)),
             signals=signals,
             decisions=await self._store.decisions(None, LISTED, deployment_id),
-            runs=[run for run in runs if run.deployment == deployment_id],
+            runs=await self._store.runs(None, LISTED, deployment_id),
         )
 
     async def run(self, looking: Looking, run_id: str) -> str:

@@ -406,10 +406,14 @@ class SqliteStore:
         """One, by id."""
         return await self._one(select(t.run.c.body).where(t.run.c.id == run_id), Run)
 
-    async def runs(self, target: str | None, limit: int) -> list[Run]:
+    async def runs(self, target: str | None, limit: int, deployment: str | None = None) -> list[Run]:
         """The newest first."""
         query = select(t.run.c.body).order_by(t.run.c.created_at.desc()).limit(limit)
-        return await self._many(query if target is None else query.where(t.run.c.target == target), Run)
+        if target is not None:
+            query = query.where(t.run.c.target == target)
+        if deployment is not None:
+            query = query.where(t.run.c.deployment == deployment)
+        return await self._many(query, Run)
 
     async def newest_runs(self) -> list[Run]:
         """The newest of each target."""
@@ -745,6 +749,7 @@ def _run_row(run: Run) -> dict[str, object]:
         "id": run.id,
         "target": run.target,
         "database_key": run.database_key,
+        "deployment": run.deployment,
         "state": run.state,
         "is_finished": int(run.state in FINISHED),
         "fence": run.fence,

@@ -66,6 +66,7 @@ deployment = Table(
     Column("ended_at", Float),
     Column("body", LargeBinary, nullable=False),
 )
+Index("ix_deployment_started", deployment.c.started_at)
 Index("ix_deployment_target_started", deployment.c.target, deployment.c.started_at)
 Index("ix_deployment_watched", deployment.c.id, sqlite_where=deployment.c.ended_at.is_(None))
 
@@ -114,6 +115,7 @@ decision = Table(
     Column("at", Float, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
+Index("ix_decision_at", decision.c.at)
 Index("ix_decision_target_at", decision.c.target, decision.c.at)
 
 run = Table(
@@ -122,12 +124,14 @@ run = Table(
     Column("id", String, primary_key=True),
     Column("target", String, nullable=False),
     Column("database_key", String, nullable=False),
+    Column("deployment", String, nullable=False, index=True),
     Column("state", String, nullable=False),
     Column("is_finished", Integer, nullable=False),
     Column("fence", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
+Index("ix_run_created", run.c.created_at)
 Index("ix_run_target_created", run.c.target, run.c.created_at)
 Index("uq_run_unfinished_by_database", run.c.database_key, unique=True, sqlite_where=text("is_finished = 0"))
 

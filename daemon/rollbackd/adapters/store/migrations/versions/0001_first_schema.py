@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_decision")),
     )
     op.create_index(op.f("ix_decision_deployment"), "decision", ["deployment"], unique=False)
+    op.create_index("ix_decision_at", "decision", ["at"], unique=False)
     op.create_index("ix_decision_target_at", "decision", ["target", "at"], unique=False)
     op.create_table(
         "delivery",
@@ -65,6 +66,7 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deployment")),
     )
+    op.create_index("ix_deployment_started", "deployment", ["started_at"], unique=False)
     op.create_index("ix_deployment_target_started", "deployment", ["target", "started_at"], unique=False)
     op.create_index(
         "ix_deployment_watched", "deployment", ["id"], unique=False, sqlite_where=sa.text("ended_at IS NULL")
@@ -156,6 +158,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("target", sa.String(), nullable=False),
         sa.Column("database_key", sa.String(), nullable=False),
+        sa.Column("deployment", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("is_finished", sa.Integer(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
@@ -163,6 +166,8 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
     )
+    op.create_index("ix_run_created", "run", ["created_at"], unique=False)
+    op.create_index(op.f("ix_run_deployment"), "run", ["deployment"], unique=False)
     op.create_index("ix_run_target_created", "run", ["target", "created_at"], unique=False)
     op.create_index(
         "uq_run_unfinished_by_database",
@@ -223,6 +228,8 @@ def downgrade() -> None:
     op.drop_table("signal")
     op.drop_index("uq_run_unfinished_by_database", table_name="run", sqlite_where=sa.text("is_finished = 0"))
     op.drop_index("ix_run_target_created", table_name="run")
+    op.drop_index(op.f("ix_run_deployment"), table_name="run")
+    op.drop_index("ix_run_created", table_name="run")
     op.drop_table("run")
     op.drop_table("pause")
     op.drop_table("meta")
@@ -242,10 +249,12 @@ def downgrade() -> None:
     op.drop_table("document")
     op.drop_index("ix_deployment_watched", table_name="deployment", sqlite_where=sa.text("ended_at IS NULL"))
     op.drop_index("ix_deployment_target_started", table_name="deployment")
+    op.drop_index("ix_deployment_started", table_name="deployment")
     op.drop_table("deployment")
     op.drop_index(op.f("ix_delivery_received_at"), table_name="delivery")
     op.drop_table("delivery")
     op.drop_index("ix_decision_target_at", table_name="decision")
+    op.drop_index("ix_decision_at", table_name="decision")
     op.drop_index(op.f("ix_decision_deployment"), table_name="decision")
     op.drop_table("decision")
     op.drop_index("ix_backup_target_created", table_name="backup")
