@@ -81,6 +81,10 @@ def test_migrations_that_come_off_again_may_go_on(at_first: Callable[..., Ground
         "stricter": [],
         "more": ["loses_data"],
     }
+    # What each downgrade executed, for who may have to run it by hand.
+    ran = {m["revision"]: " ".join(m["statements"]) for m in said["migrations"]}
+    assert "DROP CONSTRAINT one_name" in ran["stricter"]
+    assert "DROP TABLE m" in ran["more"]
     assert said["heads"] == ["first"]
     assert said["backup"]["level"] == 4
     assert ground.world() == before

@@ -17,6 +17,7 @@ from rollbackd.core.rehearsal import Depth, Failure, NewRule, Rehearsal, Rehears
 from rollbackd.core.risks import Obstacle, Risks
 from rollbackd.core.schema import Schema, TableName
 from rollbackd.core.verdicts import Verdict
+from rollbackd.core.verification import Verified
 from rollbackd.errors import TransientError
 from rollbackd.settings import Rehearsing, Scratch, Target
 from rollbackd.workflow.planning import Planner
@@ -322,6 +323,23 @@ def test_without_a_rehearsal_what_was_read_is_archived(
         )
         for kind, table, column, key in expected
     )
+
+
+# -- standing still -----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_is_held_inside_a_revision_is_shown_what_its_downgrade_executed_when_the_gate_tried_it(
+    make_rig: MakeRig,
+) -> None:
+    rig = await make_rig(a_target(), running=False)
+    planning = planner(rig)
+    rendered = (await planning.hold(("a",), "it stopped")).revisions[0].statements
+    rig.world.verified = (Verified(revision="b", statements=("DROP TABLE executed",)),)
+    await planning.verify_pending()
+    assert (await planning.hold(("a",), "it stopped")).revisions[0].statements == ("DROP TABLE executed",)
+    # Of other scripts it says nothing.
+    rig.world.scripts = "others"
+    assert (await planning.hold(("a",), "it stopped")).revisions[0].statements == rendered
 
 
 # -- the price --------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,10 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """One revision that went up, down and up again. `path` and `line` are where its downgrade() stands."""
+    """One revision that went up, down and up again. `path` and `line` are where its downgrade() stands.
+
+    `statements` are those that its downgrade executed, where it came off.
+    """
 
     revision: str
     title: str = ""
@@ -51,6 +54,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     found: tuple[Found, ...] = ()
     seconds: float = 0.0
     rows: int = 0
+    statements: tuple[str, ...] = ()
 
     def faults(self) -> frozenset[Fault]:
         """The kinds of faults that it has."""

@@ -41,6 +41,8 @@ class Planner:
         self._clock = clock
         self._ready: tuple[tuple[object, ...], Plan] | None = None
         self._rehearsed: tuple[tuple[object, ...], Rehearsed] | None = None
+        # What the downgrades of revisions executed that the gate tried, and of which scripts these are.
+        self._tried: tuple[str, dict[str, tuple[str, ...]]] = ("", {})
         self._turn = asyncio.Lock()
 
     async def graph(self, kept_scripts: str = "") -> tuple[RevisionGraph, Described, tuple[str, ...]]:
@@ -137,7 +139,7 @@ class Planner:
     async def verify_pending(self) -> tuple[Verified, ...]:
         """Put every revision that the scripts have and the database lacks on a copy, take it off, and put it on again."""
         async with self._turn:
-            graph, _, heads, kept = await self._graph("")
+            graph, described, heads, kept = await self._graph("")
             pending = graph.order_up(heads) if all(head in graph for head in heads) else ()
             if not pending:
                 return ()
@@ -153,9 +155,11 @@ class Planner:
             read = await self._guarded.worker.read(pending)
             fingerprint = (await self._guarded.database.schema()).fingerprint()
             reads = tuple(read[revision] for revision in pending)
-            return await rehearsals.verify(
+            verified = await rehearsals.verify(
                 reads, titles, depth=depth, fingerprint=fingerprint, heads=heads, kept_scripts=kept
             )
+            self._tried = (described.scripts_sha256, {v.revision: v.statements for v in verified})
+            return verified
 
     async def _find(
         self,
@@ -300,12 +304,22 @@ class Planner:
         )
 
     async def hold(self, from_heads: tuple[str, ...], statement: str, kept_scripts: str = "") -> Plan:
-        """Plan to stand still, with the statements of the downgrades that a person may need."""
+        """Plan to stand still, with the statements of the downgrades that a person may need.
+
+        They are those that ran on a copy where the gate tried the revision, and else what could be rendered: the database
+        as it is now is no place to rehearse them on.
+        """
         graph, described, _ = await self.graph(kept_scripts)
         ahead = [r for r in graph.ids() if r not in graph.closure(from_heads)]
         failed = tuple(r for r in ahead if set(graph[r].parents) <= graph.closure(from_heads))
         read = await self._guarded.worker.read(failed)
-        revisions: tuple[PlannedRevision, ...] = tuple(planned_revision(graph, read[r]) for r in failed)
+        scripts, tried = self._tried
+        ran = tried if scripts == described.scripts_sha256 else {}
+        planned: dict[str, PlannedRevision] = {r: planned_revision(graph, read[r]) for r in failed}
+        revisions = tuple(
+            msgspec.structs.replace(one, statements=ran[r], unread="") if ran.get(r) else one
+            for r, one in planned.items()
+        )
         return plan_hold(
             self._guarded.name,
             from_heads,

@@ -146,15 +146,24 @@ class Verifier:
         # Without rows made up before, those that are there get values made up into their empty columns in between.
         seen = (drift(compare_schemas(before, after)), kept if over_rows else None)
         found += [one for one in seen if one is not None]
-        found += [lost for one in rehearsed_revisions(down) if (lost := lost_data(one)) is not None]
+        taken_off = rehearsed_revisions(down)
+        found += [lost for one in taken_off if (lost := lost_data(one)) is not None]
+        statements = tuple(ran.sql for one in taken_off for ran in one.statements)
         again = await self.put_on((read.id,))
         if again.failure is not None:
             text = f"can't be put on again after its downgrade: {again.failure.reason}"
             found.append(Found(fault=Fault.REAPPLY_FAILS, text=text))
-            raise CannotGoOnError(self._verified(read, found, began, made_up))
-        return self._verified(read, found, began, made_up)
+            raise CannotGoOnError(self._verified(read, found, began, made_up, statements))
+        return self._verified(read, found, began, made_up, statements)
 
-    def _verified(self, read: ReadRevision, found: list[Found], began: float, rows: int) -> Verified:
+    def _verified(
+        self,
+        read: ReadRevision,
+        found: list[Found],
+        began: float,
+        rows: int,
+        statements: tuple[str, ...] = (),
+    ) -> Verified:
         return Verified(
             revision=read.id,
             title=self._titles.get(read.id, ""),
@@ -163,6 +172,7 @@ class Verifier:
             found=tuple(found),
             seconds=round(time.monotonic() - began, 3),
             rows=rows,
+            statements=statements,
         )
 
     async def heads(self) -> tuple[str, ...]:
