@@ -197,6 +197,21 @@ async def test_the_socket_shows_the_console_to_its_user_and_to_no_other_sites_na
     assert (await local.go("POST", "/pause", {"target": "*", "reason": "x", "form_key": key}))[0] == 303
 
 
+async def test_no_page_of_another_site_makes_a_browser_use_the_api_through_the_socket(house: House) -> None:
+    """A form can send text that happens to be JSON, to a port that `ssh -L` leads to the socket."""
+    before = house.everything()
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Host": "evil.example"},
+    ):
+        async with house.local.post(
+            "http://rollbackd/api/v1/pause", data=b'{"reason": "x"}', headers=headers
+        ) as answer:
+            assert answer.status == 403
+    assert house.everything() == before
+
+
 async def test_a_live_page_sends_itself_again_when_it_changed_and_ends_with_the_server(house: House) -> None:
     visitor = Visitor(house, house.session)
     await visitor.sign_in("reader")

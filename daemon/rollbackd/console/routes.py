@@ -17,11 +17,17 @@ from rollbackd.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from rollbackd.workflow.callers import SESSION_COOKIE, Caller, Role, Sessions, UnidentifiedError
+from rollbackd.workflow.callers import (
+    SESSION_COOKIE,
+    Caller,
+    Role,
+    Sessions,
+    UnidentifiedError,
+    sent_from_elsewhere,
+)
 from rollbackd.workflow.operations import Operations
 from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
 
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "rollbackd", ""})
 # How often a live page is looked at, how often its viewer's token, and how many may be open.
 LOOK_EVERY_S = 1.0
 IDENTIFY_EVERY_S = 10.0
@@ -120,16 +126,10 @@ class Console:
         return answer
 
     async def _looking(self, request: web.Request) -> Looking:
-        """Who looks.
-
-        Raises:
-            UnidentifiedError: 401 for nobody we know, 403 where a name of another site leads to the local socket.
-        """
+        """Who looks; raises UnidentifiedError as `identify` does."""
         session = request.cookies.get(SESSION_COOKIE, "")
         signed_in = await self._sessions.caller(session) if session else None
         caller = signed_in or await self._identify(request)
-        if caller.is_local and urlsplit(f"//{request.host}").netloc.rsplit(":", 1)[0] not in LOCAL_HOSTS:
-            raise UnidentifiedError(403, f"the socket answers for localhost, and not for {request.host}")
         return Looking(caller=caller, form_key=self._sessions.form_key(session if signed_in else caller.name))
 
     # -- pages ---------------------------------------------------------------------------------------------------------
@@ -281,12 +281,8 @@ def _inside(path: str) -> str:
 
 def _foreign(request: web.Request) -> str:
     """Why a form wasn't sent by a page of ours; empty where it was. Browsers say so themselves."""
-    site, origin = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Origin", "")
-    if site not in ("", "same-origin", "none"):
-        return "the form was sent by a page of another site"
-    if origin and urlsplit(origin).netloc != request.host:
-        return "the form was sent by a page of another site"
-    return ""
+    elsewhere = sent_from_elsewhere(request.headers, request.host)
+    return "the form was sent by a page of another site" if elsewhere else ""
 
 
 async def _form(request: web.Request) -> dict[str, str]:

@@ -173,8 +173,8 @@ async def _check_report(telling: Telling, *, status: str) -> dict[str, Any]:
     stage = telling.stage
     report: dict[str, Any] = await stage.api("GET", f"/api/v1/runs/{telling.run_id}/report?format=json")
     telling.claim(f"the report says {status}", report["status"] == status)
-    path = stage.folder / f"{telling.run_id}.md"
-    await stage.rollbackd("report", telling.run_id, "--output", str(path))
+    path = stage.folder / f"{telling.run_id}.html"
+    await stage.rollbackd("report", telling.run_id, "--format", "html", "--output", str(path))
     telling.report = str(await stage.keep(path, path.name))
     return report
 

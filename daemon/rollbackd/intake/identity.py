@@ -7,7 +7,16 @@ import struct
 from aiohttp import web
 
 from rollbackd.ports import Store
-from rollbackd.workflow.callers import SESSION_COOKIE, Caller, Role, Sessions, UnidentifiedError, holder_of
+from rollbackd.workflow.callers import (
+    SESSION_COOKIE,
+    Caller,
+    Role,
+    Sessions,
+    UnidentifiedError,
+    holder_of,
+    is_local_host,
+    sent_from_elsewhere,
+)
 
 
 async def identify(request: web.Request, store: Store, sessions: Sessions) -> Caller:
@@ -16,10 +25,15 @@ async def identify(request: web.Request, store: Store, sessions: Sessions) -> Ca
     A browser sends its session with whatever another site makes it send: it is enough for reading alone.
 
     Raises:
-        UnidentifiedError: 401 when nobody we know does.
+        UnidentifiedError: 401 when nobody we know does; 403 where another site leads a browser to the local socket.
     """
     local = _local_user(request)
     if local:
+        elsewhere = request.method != "GET" and sent_from_elsewhere(request.headers, request.host)
+        if elsewhere or not is_local_host(request.host):
+            raise UnidentifiedError(
+                403, "the socket answers this machine's own users, and no other site's pages"
+            )
         return Caller(name=f"local:{local}", roles=frozenset(Role), is_local=True)
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() == "bearer" and token:

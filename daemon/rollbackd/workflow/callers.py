@@ -4,8 +4,10 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,6 +21,8 @@ TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 SESSION_COOKIE = "rollbackd_session"
 SESSION_FOR = timedelta(hours=12)
 MOST_SESSIONS = 1000
+# What the socket may be called: `rollbackd` by our own commands, the others by a browser through `ssh -L`.
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "rollbackd", ""})
 
 
 class Role(StrEnum):
@@ -55,6 +59,17 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 def hash_token(token: str) -> str:
     """What is kept of a token. It is long and random, so one round of SHA-256 is enough."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def is_local_host(host: str) -> bool:
+    """Whether a Host header names this machine, and not a site whose name was pointed at it."""
+    return (urlsplit(f"//{host}").netloc.rsplit(":", 1)[0] or host) in LOCAL_HOSTS
+
+
+def sent_from_elsewhere(headers: Mapping[str, str], host: str) -> bool:
+    """Whether a browser says that a page of another site sent this; whoever isn't a browser says nothing."""
+    site, origin = headers.get("Sec-Fetch-Site", ""), headers.get("Origin", "")
+    return site not in ("", "same-origin", "none") or bool(origin and urlsplit(origin).netloc != host)
 
 
 async def holder_of(store: Store, token: str) -> Caller | None:
