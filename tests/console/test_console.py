@@ -218,7 +218,7 @@ async def test_a_live_page_sends_itself_again_when_it_changed_and_ends_with_the_
     headers = {"Cookie": f"{SESSION_COOKIE}={visitor.cookie}"}
     async with house.session.get(f"{house.url}/live", headers=headers) as answer:
         assert answer.content_type == "text/event-stream"
-        assert b"event: page" in await answer.content.readuntil(b"\n\n")
+        assert b"event: parts" in await answer.content.readuntil(b"\n\n")
         async with house.local.post(
             "http://rollbackd/api/v1/pause", json={"reason": "a freeze <now>"}
         ) as paused:

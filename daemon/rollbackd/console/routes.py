@@ -1,8 +1,8 @@
 """The console's routes: who may see a page, forms that another site can't send, and pages that keep themselves up to date."""
 
 import asyncio
-import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
 
@@ -32,6 +32,8 @@ from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
 LOOK_EVERY_S = 1.0
 IDENTIFY_EVERY_S = 10.0
 MOST_LIVE = 100
+# Of a page that keeps itself up to date; nothing that others wrote can look like it.
+PART = re.compile(r"<!-- part (\w+) -->(.*?)<!-- end \1 -->", re.DOTALL)
 LONGEST_FORM_BYTES = 8 * 1024
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:;"
@@ -163,7 +165,7 @@ class Console:
     # -- live pages ----------------------------------------------------------------------------------------------------
 
     def _kept_fresh(self, page: Page) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """The page as server-sent events: once more whenever it has changed."""
+        """The page's parts as server-sent events: all at first, then whichever has changed."""
 
         async def fresh(request: web.Request) -> web.StreamResponse:
             try:
@@ -190,7 +192,7 @@ class Console:
     async def _stream(
         self, request: web.Request, answer: web.StreamResponse, page: Page, looking: Looking
     ) -> None:
-        shown = b""
+        shown: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         identify_at = loop.time() + IDENTIFY_EVERY_S
         while not self._closing.is_set():
@@ -203,14 +205,14 @@ class Console:
                 # Also how a viewer that went without a word is found.
                 await answer.write(b": still here\n\n")
             try:
-                text = await page(request, looking)
+                parts = dict(PART.findall(await page(request, looking)))
             except RollbackdError:
                 break
-            digest = hashlib.sha256(text.encode()).digest()
-            if digest != shown:
-                shown = digest
-                lines = "".join(f"data: {line}\n" for line in text.splitlines())
-                await answer.write(f"event: page\n{lines}\n".encode())
+            changed = "\n".join(text for name, text in parts.items() if shown.get(name) != text)
+            if changed:
+                shown = parts
+                lines = "".join(f"data: {line}\n" for line in changed.splitlines())
+                await answer.write(f"event: parts\n{lines}\n".encode())
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._closing.wait()

@@ -5,7 +5,7 @@ if (live && window.EventSource) {
   const said = document.getElementById("connection");
   const source = new EventSource(live.dataset.live);
   const busy = (part) => part.contains(document.activeElement) && document.activeElement !== document.body;
-  source.addEventListener("page", (event) => {
+  source.addEventListener("parts", (event) => {
     said.textContent = "";
     const fresh = new DOMParser().parseFromString(event.data, "text/html");
     for (const part of fresh.querySelectorAll("[data-part]")) {
