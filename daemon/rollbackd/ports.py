@@ -27,7 +27,7 @@ from rollbackd.core.records import (
     Token,
 )
 from rollbackd.core.rehearsal import Depth, Rehearsal, Way
-from rollbackd.core.restoring import RestoreReport
+from rollbackd.core.restoring.reports import RestoreReport
 from rollbackd.core.revisions import Revision
 from rollbackd.core.risks import Risks
 from rollbackd.core.run import RunState

@@ -22,7 +22,9 @@ from rollbackd.adapters.worker.child.faults import Refused
 from rollbackd.adapters.worker.child.marks import LOCK_KEY
 from rollbackd.core import archives as core_archives
 from rollbackd.core.archives import ArchiveItem, ArchiveKind
-from rollbackd.core.restoring import ALREADY_THERE, TEXT_SETTINGS, RestoreReport, is_constant
+from rollbackd.core.restoring.reports import ALREADY_THERE, RestoreReport
+from rollbackd.core.restoring.sql import TEXT_SETTINGS
+from rollbackd.core.restoring.values import is_constant
 from rollbackd.core.schema import TableName
 from rollbackd.demo.postgres import EmbeddedPostgres
 from rollbackd.errors import PermanentError, RefusedError, TransientError

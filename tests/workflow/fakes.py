@@ -13,7 +13,7 @@ from rollbackd.core.evidence import Measurement, Quality
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.records import BackupRecord, TableCount
 from rollbackd.core.rehearsal import Depth, GoneTable, RanStatement, Rehearsal, RehearsedRevision, Way
-from rollbackd.core.restoring import RestoredEntry, RestoreReport
+from rollbackd.core.restoring.reports import RestoredEntry, RestoreReport
 from rollbackd.core.revisions import Revision
 from rollbackd.core.risks import RiskKind, Risks, RowsAtRisk
 from rollbackd.core.schema import Schema, SchemaDifference, TableName

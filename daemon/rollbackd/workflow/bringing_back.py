@@ -3,7 +3,7 @@
 import msgspec
 
 from rollbackd.core.archives import SCHEMA, ArchiveEntry
-from rollbackd.core.restoring import RestoreReport
+from rollbackd.core.restoring.reports import RestoreReport
 
 
 def describe_archive(entry: ArchiveEntry) -> dict[str, object]:

@@ -14,7 +14,7 @@ from rollbackd.core.gates import GateFinding, Pause
 from rollbackd.core.plan import Plan
 from rollbackd.core.records import BackupRecord, Deployment, Run
 from rollbackd.core.rehearsal import Depth
-from rollbackd.core.restoring import RestoreReport
+from rollbackd.core.restoring.reports import RestoreReport
 from rollbackd.core.run import UNFINISHED
 from rollbackd.core.verification import FAILING, Fault, Verified
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError, TransientError

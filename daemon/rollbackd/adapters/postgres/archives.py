@@ -24,18 +24,13 @@ from rollbackd.core.archives import (
     ArchiveKind,
     KeptDefinition,
 )
-from rollbackd.core.restoring import (
-    TEXT_SETTINGS,
-    PresentTable,
-    RestorePlan,
-    RestoreReport,
-    RestoreStep,
-    as_called_now,
-    mark_restored,
-    plan_restore,
-    report,
-    restore_script,
-)
+from rollbackd.core.restoring.names import as_called_now
+from rollbackd.core.restoring.planning import mark_restored, plan_restore
+from rollbackd.core.restoring.present import PresentTable
+from rollbackd.core.restoring.reports import RestoreReport, report
+from rollbackd.core.restoring.script import restore_script
+from rollbackd.core.restoring.sql import TEXT_SETTINGS
+from rollbackd.core.restoring.steps import RestorePlan, RestoreStep
 from rollbackd.core.schema import TableName, quoted
 from rollbackd.errors import PermanentError, RefusedError, TransientError
 from rollbackd.ports import Progress, ProgressSink, RestoredCopy
