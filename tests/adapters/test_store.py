@@ -23,7 +23,7 @@ from rollbackd.adapters.store import schema, tables
 from rollbackd.adapters.store.sqlite import DATABASE, SqliteStore
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.evidence import Measurement, Quality
-from rollbackd.core.plan import Plan
+from rollbackd.core.planning.plan import Plan
 from rollbackd.core.records import Delivery, LogLine, Run, StateDocument, StepRecord
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.core.schema import Schema

@@ -16,7 +16,8 @@ from ground import PYTHON
 
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.core.evidence import Measurement, Quality
-from rollbackd.core.plan import Confirm, Plan, WayBack
+from rollbackd.core.planning.plan import Plan, WayBack
+from rollbackd.core.planning.steps import Confirm
 from rollbackd.core.records import Deployment, Run
 from rollbackd.core.run import RunState
 from rollbackd.workflow.callers import create_token

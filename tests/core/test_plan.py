@@ -8,32 +8,23 @@ import msgspec
 import pytest
 
 from rollbackd.core.archives import ArchiveItem, ArchiveKind
-from rollbackd.core.plan import (
-    ARCHIVE_BYTES_A_SECOND,
+from rollbackd.core.planning.estimating import ARCHIVE_BYTES_A_SECOND
+from rollbackd.core.planning.inputs import Findings, Means, PlanTimes
+from rollbackd.core.planning.laying_out import plan_downgrade, plan_hold, plan_redeploy, with_recovery
+from rollbackd.core.planning.plan import Estimate, Plan, PlannedRevision, Rehearsed, WayBack
+from rollbackd.core.planning.revisions import planned_revision
+from rollbackd.core.planning.steps import (
     STEP_KINDS,
     CopyAhead,
     Downgrade,
     Drain,
-    Estimate,
-    Findings,
-    Means,
-    Plan,
-    PlannedRevision,
-    PlanTimes,
     ProveBackup,
     RecoverLost,
-    Rehearsed,
     StartApplication,
     Step,
-    WayBack,
-    choose_way,
-    plan_downgrade,
-    plan_hold,
-    plan_redeploy,
-    planned_revision,
     step_text,
-    with_recovery,
 )
+from rollbackd.core.planning.weighing import choose_way
 from rollbackd.core.reading import DowngradeBody, ReadRevision
 from rollbackd.core.rehearsal import (
     Depth,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rollbackd.core.plan import Estimate, Plan, PlannedRevision, Rehearsed, WayBack
+from rollbackd.core.planning.plan import Estimate, Plan, PlannedRevision, Rehearsed, WayBack
 from rollbackd.core.price import Price, price_of
 from rollbackd.core.risks import RiskKind, RowsAtRisk
 from rollbackd.core.schema import TableName

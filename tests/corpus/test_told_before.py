@@ -16,7 +16,7 @@ from tests.corpus.rows import lost_between
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.app.composition import Parts, compose
 from rollbackd.app.configuration import Configuration, load_configured_matrix
-from rollbackd.core.plan import Plan
+from rollbackd.core.planning.plan import Plan
 from rollbackd.core.records import Run
 from rollbackd.core.risks import RiskKind
 from rollbackd.core.run import RunState

@@ -24,7 +24,7 @@ from rollbackd.cli.main import COMMANDS
 from rollbackd.cli.output import EXIT_CODES
 from rollbackd.core.events import Category, Event, EventKind, Severity
 from rollbackd.core.gates import Gate
-from rollbackd.core.plan import STEP_KINDS
+from rollbackd.core.planning.steps import STEP_KINDS
 from rollbackd.resources import resource
 from rollbackd.workflow.callers import Role
 

@@ -10,7 +10,7 @@ from tests.workflow.conftest import MakeRig
 from tests.workflow.fakes import KEPT, NEW, OLD, B, World
 from tests.workflow.rig import Rig, a_target
 
-from rollbackd.core.plan import ARCHIVE_BYTES_A_SECOND
+from rollbackd.core.planning.estimating import ARCHIVE_BYTES_A_SECOND
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.rehearsal import Depth, Failure
 from rollbackd.core.run import RunState, StepPhase

@@ -11,7 +11,7 @@ from tests.workflow.rig import Rig, a_target
 
 from rollbackd.core.archives import ArchiveItem, ArchiveKind
 from rollbackd.core.gates import Gate, GateState
-from rollbackd.core.plan import Plan
+from rollbackd.core.planning.plan import Plan
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.rehearsal import Depth, Failure, NewRule, Rehearsal, RehearsedRevision, Way
 from rollbackd.core.risks import Obstacle, Risks

@@ -10,7 +10,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rollbackd import __version__
 from rollbackd.core.evidence import Quality
-from rollbackd.core.plan import STEP_KINDS, WAYS
+from rollbackd.core.planning.plan import WAYS
+from rollbackd.core.planning.steps import STEP_KINDS
 from rollbackd.core.run import FINISHED, RunState, StepPhase
 from rollbackd.core.verdicts import Verdict
 from rollbackd.settings import Target

@@ -20,7 +20,7 @@ from rollbackd.cli.output import (
     show_rehearsal,
     show_run,
 )
-from rollbackd.core.plan import step_text
+from rollbackd.core.planning.steps import step_text
 from rollbackd.core.records import Run
 from rollbackd.core.rehearsal import Depth
 from rollbackd.errors import RefusedError, UsageError

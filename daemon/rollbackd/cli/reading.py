@@ -10,7 +10,7 @@ from rollbackd.app.clock import SystemClock
 from rollbackd.app.local import reading
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.output import age, coloured, console, heads, safe, show_json, show_run, table
-from rollbackd.core.plan import step_text
+from rollbackd.core.planning.steps import step_text
 from rollbackd.core.records import StoredDecision
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import NotFoundError

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from rollbackd.core.plan import Plan, WayBack
+from rollbackd.core.planning.plan import Plan, WayBack
 from rollbackd.core.risks import RiskKind
 from rollbackd.core.verdicts import Verdict
 

@@ -8,7 +8,7 @@ from rollbackd.core.assess import DeployWord
 from rollbackd.core.checks import Finding
 from rollbackd.core.decision import Decision
 from rollbackd.core.events import Event
-from rollbackd.core.plan import Plan
+from rollbackd.core.planning.plan import Plan
 from rollbackd.core.price import Price
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.core.schema import Schema

@@ -6,7 +6,7 @@ from itertools import zip_longest
 import msgspec
 
 from rollbackd.core.evidence import Measurement, Signal
-from rollbackd.core.plan import step_text
+from rollbackd.core.planning.steps import step_text
 from rollbackd.core.records import Approval, Deployment, Run, StepRecord, StoredDecision
 from rollbackd.core.run import StepPhase
 

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from rollbackd.core.events import Event, EventKind
-from rollbackd.core.plan import step_text
+from rollbackd.core.planning.steps import step_text
 from rollbackd.core.records import Deployment
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown

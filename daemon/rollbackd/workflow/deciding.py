@@ -10,7 +10,8 @@ from rollbackd.core.decision import Decision, decide, is_ripe
 from rollbackd.core.facts import Watch
 from rollbackd.core.gates import Gate, GateFinding, GateState, verdict
 from rollbackd.core.matrix import DOWNGRADING, Action, Matrix, Row
-from rollbackd.core.plan import Plan, WayBack, with_recovery
+from rollbackd.core.planning.laying_out import with_recovery
+from rollbackd.core.planning.plan import Plan, WayBack
 from rollbackd.core.records import Deployment, Run, StoredDecision
 from rollbackd.core.run import FINISHED, UNFINISHED, RunState
 from rollbackd.errors import RollbackdError

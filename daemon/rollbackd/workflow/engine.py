@@ -10,7 +10,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from rollbackd.core.assess import heads_text
-from rollbackd.core.plan import Downgrade, Step, StopApplication, step_text
+from rollbackd.core.planning.steps import Downgrade, Step, StopApplication, step_text
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
 from rollbackd.errors import (

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from rollbackd.core.gates import GatePolicy
-from rollbackd.core.plan import Means, PlanTimes, WayBack
+from rollbackd.core.planning.inputs import Means, PlanTimes
+from rollbackd.core.planning.plan import WayBack
 from rollbackd.ports import (
     Application,
     Archives,

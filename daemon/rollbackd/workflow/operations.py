@@ -11,7 +11,7 @@ from rollbackd.core.archives import ArchiveEntry
 from rollbackd.core.assess import heads_text
 from rollbackd.core.events import Event
 from rollbackd.core.gates import GateFinding, Pause
-from rollbackd.core.plan import Plan
+from rollbackd.core.planning.plan import Plan
 from rollbackd.core.records import BackupRecord, Deployment, Run
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.restoring.reports import RestoreReport

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from rollbackd.core.gates import Ask, Freeze, Gate, GateFinding, GateState, PastRun, judge_gates
-from rollbackd.core.plan import Plan, WayBack
+from rollbackd.core.planning.plan import Plan, WayBack
 from rollbackd.core.run import FINISHED, RunState
 from rollbackd.core.verdicts import Verdict
 from rollbackd.ports import Clock, Store

@@ -9,15 +9,10 @@ import msgspec
 
 from rollbackd.core.archives import ArchiveItem
 from rollbackd.core.assess import heads_text
-from rollbackd.core.plan import (
-    Findings,
-    Plan,
-    PlannedRevision,
-    plan_downgrade,
-    plan_hold,
-    plan_redeploy,
-    planned_revision,
-)
+from rollbackd.core.planning.inputs import Findings
+from rollbackd.core.planning.laying_out import plan_downgrade, plan_hold, plan_redeploy
+from rollbackd.core.planning.plan import Plan, PlannedRevision
+from rollbackd.core.planning.revisions import planned_revision
 from rollbackd.core.reading import ReadRevision, irreversible, read_effects
 from rollbackd.core.records import StateDocument
 from rollbackd.core.rehearsal import Depth, Rehearsal, Way

@@ -1,6 +1,6 @@
 """What a migration took away: found by running it again on the backup from before it, and taken into the archive."""
 
-from rollbackd.core.plan import RecoverLost
+from rollbackd.core.planning.steps import RecoverLost
 from rollbackd.core.records import BackupRecord, Deployment
 from rollbackd.core.rehearsal import Way
 from rollbackd.core.revisions import RevisionGraph

@@ -9,7 +9,8 @@ from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding
 from rollbackd.core.evidence import Measurement, Signal
 from rollbackd.core.matrix import Action
-from rollbackd.core.plan import Plan, RecoverLost, WayBack, step_text
+from rollbackd.core.planning.plan import Plan, WayBack
+from rollbackd.core.planning.steps import RecoverLost, step_text
 from rollbackd.core.records import (
     BackupRecord,
     Deployment,

@@ -8,7 +8,8 @@ import msgspec
 import structlog
 
 from rollbackd.core.gates import GateFinding, GateState
-from rollbackd.core.plan import CopyAhead, Plan, WayBack
+from rollbackd.core.planning.plan import Plan, WayBack
+from rollbackd.core.planning.steps import CopyAhead
 from rollbackd.core.records import Approval, Incident, Run
 from rollbackd.core.run import RunState
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError

@@ -15,7 +15,7 @@ from rollbackd.core.archives import SCHEMA, ArchiveItem
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, judge_probe
-from rollbackd.core.plan import (
+from rollbackd.core.planning.steps import (
     AwaitPerson,
     BackUp,
     BringBack,
