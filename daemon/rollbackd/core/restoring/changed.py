@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from rollbackd.core.archives import (
     NEW_VALUE,
     OLD_VALUE,
@@ -26,81 +28,44 @@ def restore_changed(
     pairs = writable_columns(entry, table)
     columns = [now for _, now in pairs]
     settable = [(kept, now) for kept, now in pairs if now.identity != "always"]
-    place = place_of(entry)
     if not settable:
         return
-
-    orphaned = _orphaned(table, columns)
-
-    def changed(now: PresentColumn) -> str:
-        return f"{field_of('a.o', now.name)} IS DISTINCT FROM {field_of('a.n', now.name)}"
-
-    def holds(kept: KeptColumn, now: PresentColumn, which: str) -> str:
-        """The value is still the one of that side, written as its present type writes it."""
-        present, text = text_of(f"t.{quoted(now.name)}"), field_of(f"a.{which}", now.name)
-        if kept.type == now.type:
-            return f"{present} IS NOT DISTINCT FROM {text}"
-        again = if_valid(text, now.type, text_of(f"{text}::{now.type}"), text, version)
-        return f"{present} IS NOT DISTINCT FROM {again}"
-
-    def may_return(kept: KeptColumn, now: PresentColumn) -> str:
-        fits = [] if kept.type == now.type else [round_trip(field_of("a.o", now.name), now.type, version)]
-        heeded = [f"NOT {lacks}" for names, lacks in orphaned if now.name in names]
-        return " AND ".join([changed(now), holds(kept, now, "n"), *fits, *heeded])
-
+    values = _Values(version=version, orphaned=_orphaned(table, columns))
     if entry.key:
-        group = ", ".join(field_of("e." + NEW_VALUE, name) for name in entry.key)
-        changes = (
-            f"(SELECT DISTINCT ON ({group}) e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n FROM {lives_of(entry)} e"
-            f" WHERE e.{NEW_VALUE} IS NOT NULL ORDER BY {group}, e.{ROW} DESC) a"
-        )
-        match = " AND ".join(
-            equal(f"t.{quoted(now.name)}", f"{field_of('a.n', now.name)}::{now.type}", now)
-            for now in columns
-            if now.name in entry.key
-        )
-        target, more = f"{table.rows()} t", ""
+        changes, match = _changes_by_key(entry), _has_key("a.n", entry, columns)
     else:
-        # Rows that are alike are as good as one another: the n-th change takes the n-th of them.
         yield lock_table(entry, table)
         # A column that went in the same revision is empty yet: it is told by the old values that return here.
-        telling = [now for now in columns if now.name not in dropped]
-        new = fields_of("e." + NEW_VALUE, telling)
-        changes = (
-            f"(SELECT e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n, {new} AS i, row_number() OVER (PARTITION BY {new} ORDER BY e.{ROW} DESC)"
-            f" AS r FROM {lives_of(entry)} e WHERE e.{NEW_VALUE} IS NOT NULL) a"
-        )
-        identity = identity_of("s", [c.name for c in telling])
-        more = (
-            f" JOIN (SELECT s.tableoid AS x, s.ctid AS y, {identity} AS i,"
-            f" row_number() OVER (PARTITION BY {identity} ORDER BY s.tableoid, s.ctid) AS r FROM {table.rows()} s) b"
-            " ON b.i = a.i AND b.r = a.r"
-        )
+        changes = _changes_by_values(entry, table, [now for now in columns if now.name not in dropped])
         match = "t.tableoid = b.x AND t.ctid = b.y"
-        target = f"{table.rows()} t"
     sets = ", ".join(
-        f"{quoted(now.name)} = CASE WHEN {may_return(kept, now)} THEN {field_of('a.o', now.name)}::{now.type}"
+        f"{quoted(now.name)} = CASE WHEN {values.may_return(kept, now)} THEN {field_of('a.o', now.name)}::{now.type}"
         f" ELSE t.{quoted(now.name)} END"
         for kept, now in settable
     )
-    still = " OR ".join(f"({may_return(kept, now)})" for kept, now in settable)
+    still = " OR ".join(f"({values.may_return(kept, now)})" for kept, now in settable)
     yield RestoreStep(
         entry=entry.id,
-        says=f"Give the changed rows of {place} their old values back, where they still hold the new ones.",
+        says=f"Give the changed rows of {place_of(entry)} their old values back, where they still hold the new ones.",
         sql=(
-            f"WITH done AS (UPDATE {target} SET {sets} FROM {changes}{more} WHERE {match} AND ({still})"
+            f"WITH done AS (UPDATE {table.rows()} t SET {sets} FROM {changes} WHERE {match} AND ({still})"
             " RETURNING 1) SELECT count(*) FROM done"
         ),
         counts=Counts.RESTORED,
     )
-    if not entry.key:
-        return
-    old_match = " AND ".join(
-        equal(f"t.{quoted(now.name)}", f"{field_of('a.o', now.name)}::{now.type}", now)
-        for now in columns
-        if now.name in entry.key
-    )
-    newer = " OR ".join(f"({changed(now)} AND NOT {holds(kept, now, 'o')})" for kept, now in settable)
+    if entry.key:
+        newer = " OR ".join(
+            f"({values.changed(now)} AND NOT {values.holds(kept, now, 'o')})" for kept, now in settable
+        )
+        yield from _count_unrestored(entry, table, columns, newer)
+
+
+def _count_unrestored(
+    entry: ArchiveEntry, table: PresentTable, columns: list[PresentColumn], newer: str
+) -> Iterator[RestoreStep]:
+    """Count, once values were given back, the rows that hold newer ones, at their new key or their old, and those gone."""
+    target, changes, place = f"{table.rows()} t", _changes_by_key(entry), place_of(entry)
+    match, old_match = _has_key("a.n", entry, columns), _has_key("a.o", entry, columns)
     went_back = f"NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
     yield RestoreStep(
         entry=entry.id,
@@ -121,6 +86,70 @@ def restore_changed(
         ),
         counts=Counts.MISSING,
         reason="aren't there any more",
+    )
+
+
+class _Values(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on one value of a row `t` and of its change `a`, whose old side is the document `o` and whose new one `n`.
+
+    `orphaned` are columns that return together or not at all, and when they may not.
+    """
+
+    version: int
+    orphaned: list[tuple[set[str], str]]
+
+    def changed(self, now: PresentColumn) -> str:
+        """The two sides differ."""
+        return f"{field_of('a.o', now.name)} IS DISTINCT FROM {field_of('a.n', now.name)}"
+
+    def holds(self, kept: KeptColumn, now: PresentColumn, side: str) -> str:
+        """The value is still the one of that side, written as its present type writes it."""
+        present, text = text_of(f"t.{quoted(now.name)}"), field_of(f"a.{side}", now.name)
+        if kept.type == now.type:
+            return f"{present} IS NOT DISTINCT FROM {text}"
+        again = if_valid(text, now.type, text_of(f"{text}::{now.type}"), text, self.version)
+        return f"{present} IS NOT DISTINCT FROM {again}"
+
+    def may_return(self, kept: KeptColumn, now: PresentColumn) -> str:
+        """The old value can be given back: nothing newer is there, its type takes it, and its parent is there."""
+        fits = (
+            [] if kept.type == now.type else [round_trip(field_of("a.o", now.name), now.type, self.version)]
+        )
+        heeded = [f"NOT {lacks}" for names, lacks in self.orphaned if now.name in names]
+        return " AND ".join([self.changed(now), self.holds(kept, now, "n"), *fits, *heeded])
+
+
+def _changes_by_key(entry: ArchiveEntry) -> str:
+    """The changes as FROM takes them; of those that ended at the same key the last one counts."""
+    group = ", ".join(field_of("e." + NEW_VALUE, name) for name in entry.key)
+    return (
+        f"(SELECT DISTINCT ON ({group}) e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n FROM {lives_of(entry)} e"
+        f" WHERE e.{NEW_VALUE} IS NOT NULL ORDER BY {group}, e.{ROW} DESC) a"
+    )
+
+
+def _changes_by_values(entry: ArchiveEntry, table: PresentTable, telling: list[PresentColumn]) -> str:
+    """The changes, each joined with a row `b` that has its new values.
+
+    Rows that are alike are as good as one another: the n-th change takes the n-th of them.
+    """
+    new = fields_of("e." + NEW_VALUE, telling)
+    identity = identity_of("s", [c.name for c in telling])
+    return (
+        f"(SELECT e.{OLD_VALUE} AS o, e.{NEW_VALUE} AS n, {new} AS i, row_number() OVER (PARTITION BY {new} ORDER BY e.{ROW} DESC)"
+        f" AS r FROM {lives_of(entry)} e WHERE e.{NEW_VALUE} IS NOT NULL) a"
+        f" JOIN (SELECT s.tableoid AS x, s.ctid AS y, {identity} AS i,"
+        f" row_number() OVER (PARTITION BY {identity} ORDER BY s.tableoid, s.ctid) AS r FROM {table.rows()} s) b"
+        " ON b.i = a.i AND b.r = a.r"
+    )
+
+
+def _has_key(document: str, entry: ArchiveEntry, columns: list[PresentColumn]) -> str:
+    """A row `t` has the key that the document says."""
+    return " AND ".join(
+        equal(f"t.{quoted(now.name)}", f"{field_of(document, now.name)}::{now.type}", now)
+        for now in columns
+        if now.name in entry.key
     )
 
 
