@@ -2,16 +2,24 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from http.cookies import SimpleCookie
 from typing import Any
 
 import aiohttp
 import pytest
 from tests.intake.conftest import MakeHouse
-from tests.intake.house import House
+from tests.intake.house import HURRIED, House
 
+from rollbackd.console.routes import MOST_LIVE_OF_ONE
 from rollbackd.core.run import RunState
-from rollbackd.workflow.callers import SESSION_COOKIE, revoke_token
+from rollbackd.workflow.callers import (
+    MOST_SESSIONS,
+    SESSION_COOKIE,
+    is_local_host,
+    revoke_token,
+    sent_from_elsewhere,
+)
 
 FORMS = (
     "/runs/none/approve",
@@ -21,6 +29,7 @@ FORMS = (
     "/pause",
     "/unpause",
 )
+FORM = "application/x-www-form-urlencoded"
 PAGES = ("/", "/runs", "/decisions", "/deliveries", "/targets/shop", "/live")
 
 
@@ -124,7 +133,7 @@ async def test_a_form_counts_only_from_a_page_of_ours_and_with_the_role(visitor:
     for one, path in ((reader, "/pause"), (approver, "/unpause"), (visitor, "/runs/none/approve")):
         status, text, _ = await one.go("POST", path, {**asked, "form_key": await one.form_key()})
         assert (status, "lacks the role" in text) == (403, True)
-    assert (await visitor.go("POST", "/pause", "form_key=" + "x" * 9000))[0] == 409
+    assert (await visitor.go("POST", "/pause", {**whole, "reason": "x" * 9000}))[0] == 413
     assert house.everything() == before
     status, _, headers = await visitor.go("POST", "/pause", whole, Origin=house.url)
     assert (status, headers["Location"]) == (303, "/")
@@ -171,6 +180,121 @@ async def test_what_others_wrote_is_never_markup_and_no_foreign_script_would_run
         assert "default-src 'none'" in policy
         assert "script-src 'self'" in policy
         assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (None, {}, 415),
+        (b"{}", {"Content-Type": "application/json"}, 415),
+        (b"--x", {"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        (b"token=\xff", {"Content-Type": FORM}, 401),
+        (b"token=x", {"Content-Type": f"{FORM}; charset=none"}, 401),
+        (b"token=x", {"Content-Type": FORM, "Content-Encoding": "gzip"}, 415),
+        (b"token=x", {"Content-Type": FORM, "Origin": "http://["}, 403),
+        (b"token=" + b"x" * 9000, {"Content-Type": FORM}, 413),
+    ],
+)
+async def test_whatever_a_stranger_sends_to_the_sign_in_gets_an_answer(
+    visitor: Visitor, body: Any, headers: dict[str, str], status: int
+) -> None:
+    assert (await visitor.go("POST", "/login", body, **headers))[0] == status
+
+
+async def test_a_form_is_bounded_though_it_doesnt_say_its_length_and_whoever_sends_none_is_cut(
+    make_house: MakeHouse,
+) -> None:
+    house = await make_house(HURRIED)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(9):
+            yield b"x" * 1000
+
+    stranger = Visitor(house, house.session)
+    assert (await stranger.go("POST", "/login", pieces(), **{"Content-Type": FORM}))[0] == 413
+    head = f"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\nContent-Length: 50\r\n\r\ntok"
+    assert b"<still open>" not in await house.raw(head.encode())
+
+
+async def test_a_form_from_a_page_whose_address_is_nonsense_is_refused_and_no_fault(visitor: Visitor) -> None:
+    await visitor.sign_in("operator")
+    assert (await visitor.go("POST", "/pause", {"form_key": "ü"}, Referer="http://["))[0] == 403
+
+
+async def test_no_other_site_signs_anybody_out(visitor: Visitor) -> None:
+    await visitor.sign_in("reader")
+    kept = visitor.cookie
+    status, _, headers = await visitor.go("POST", "/logout", {}, Origin="https://evil.example")
+    assert (status, "Set-Cookie" in headers) == (403, False)
+    visitor.cookie = kept
+    assert (await visitor.go("GET", "/"))[0] == 200
+
+
+async def test_signing_in_again_ends_the_browsers_session_before(visitor: Visitor) -> None:
+    await visitor.sign_in("reader")
+    before = visitor.cookie
+    await visitor.sign_in("operator")
+    visitor.cookie = before
+    assert (await visitor.go("GET", "/"))[0] == 303
+
+
+async def test_who_signs_in_often_signs_out_himself_alone(visitor: Visitor) -> None:
+    house = visitor.house
+    first, other = Visitor(house, house.session), Visitor(house, house.session)
+    await other.sign_in("operator")
+    await first.sign_in("reader")
+    for _ in range(MOST_SESSIONS):
+        await Visitor(house, house.session).sign_in("reader")
+    assert (await first.go("GET", "/"))[0] == 303
+    assert (await other.go("GET", "/"))[0] == 200
+
+
+async def test_one_viewer_leaves_live_pages_for_the_others(house: House) -> None:
+    greedy, other = Visitor(house, house.session), Visitor(house, house.session)
+    await greedy.sign_in("reader")
+    await other.sign_in("operator")
+    headers = {"Cookie": f"{SESSION_COOKIE}={greedy.cookie}"}
+    open_pages = [
+        await house.session.get(f"{house.url}/live", headers=headers) for _ in range(MOST_LIVE_OF_ONE)
+    ]
+    try:
+        assert (await greedy.go("GET", "/live"))[0] == 503
+        assert (await other.go("GET", "/live"))[0] == 200
+    finally:
+        for answer in open_pages:
+            answer.close()
+
+    async def welcome() -> bool:
+        return bool((await greedy.go("GET", "/live"))[0] == 200)
+
+    await house.rig.until(welcome)
+    assert (await greedy.go("HEAD", "/live"))[0] == 405, "it would hold a stream open that says nothing"
+
+
+@pytest.mark.parametrize(
+    ("headers", "elsewhere"),
+    [
+        ({}, False),
+        ({"Origin": "http://here:1"}, False),
+        ({"Origin": "http://there"}, True),
+        ({"Origin": "null"}, True),
+        ({"Origin": "http://["}, True),
+        # A proxy that puts its own name into Host: what the browser says of the site counts.
+        ({"Origin": "https://console.example", "Sec-Fetch-Site": "same-origin"}, False),
+        ({"Origin": "http://here:1", "Sec-Fetch-Site": "same-site"}, True),
+    ],
+)
+def test_where_a_form_was_sent_from(headers: dict[str, str], elsewhere: bool) -> None:
+    assert sent_from_elsewhere(headers, "here:1") is elsewhere
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("localhost:8765", True), ("LocalHost", True), ("[::1]", True), ("[::1]:8765", True), ("rollbackd", True),
+     ("evil.example", False), ("localhost.evil.example:80", False), ("[", False), ("", False)],
+)  # fmt: skip
+def test_which_names_are_this_machines(host: str, local: bool) -> None:
+    assert is_local_host(host) is local
 
 
 @pytest.mark.parametrize(
@@ -227,7 +351,7 @@ async def test_a_live_page_sends_itself_again_when_it_changed_and_ends_with_the_
             assert b"a freeze &lt;now&gt;" in await answer.content.readuntil(b"\n\n")
         house.console.close()
         async with asyncio.timeout(10):
-            assert b"event: end" in await answer.content.read()
+            assert await answer.content.read() == b"", "it ends; the page says so, and asks again"
 
 
 async def test_an_approval_is_bound_to_the_plan_that_the_page_showed(make_house: MakeHouse) -> None:

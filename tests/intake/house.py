@@ -22,7 +22,7 @@ from rollbackd.console.pages import Pages
 from rollbackd.console.routes import Console
 from rollbackd.intake.api import Api
 from rollbackd.intake.authentication import prepare_secret
-from rollbackd.intake.connections import Deadlines
+from rollbackd.intake.connections import Deadlines, read_body
 from rollbackd.intake.deliveries import Deliveries
 from rollbackd.intake.hooks import load_hook
 from rollbackd.intake.identity import identify
@@ -188,6 +188,7 @@ async def build(rig: Rig, folder: Path, deadlines: Deadlines, **server: Any) -> 
         rig.reporting,
         sessions,
         lambda request: identify(request, rig.store, sessions),
+        read_body,
     )
 
     async def ready() -> list[str]:

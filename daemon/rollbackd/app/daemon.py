@@ -23,6 +23,7 @@ from rollbackd.console.pages import Pages
 from rollbackd.console.routes import Console
 from rollbackd.errors import RollbackdError
 from rollbackd.intake.api import Api
+from rollbackd.intake.connections import read_body
 from rollbackd.intake.deliveries import Deliveries
 from rollbackd.intake.identity import identify
 from rollbackd.intake.server import HttpServer
@@ -130,6 +131,7 @@ def _listening(
         parts.reporting,
         sessions,
         lambda request: identify(request, store, sessions),
+        read_body,
     )
     server = HttpServer(
         settings.server,

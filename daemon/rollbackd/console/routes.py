@@ -3,14 +3,16 @@
 import asyncio
 import hmac
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from aiohttp import web
 
 from rollbackd.console.pages import Looking, Pages
 from rollbackd.console.rendering import render, static_file
 from rollbackd.errors import (
+    DeliveryRefusedError,
     NotFoundError,
     RefusedError,
     RollbackdError,
@@ -28,13 +30,17 @@ from rollbackd.workflow.callers import (
 from rollbackd.workflow.operations import Operations
 from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
 
-# How often a live page is looked at, how often its viewer's token, and how many may be open.
+# How often a live page is looked at, how often all of them together; how often its viewer's token; and how many may be
+# open, of one viewer and of all.
 LOOK_EVERY_S = 1.0
+LOOKS_A_SECOND = 20
 IDENTIFY_EVERY_S = 10.0
+MOST_LIVE_OF_ONE = 20
 MOST_LIVE = 100
 # Of a page that keeps itself up to date; nothing that others wrote can look like it.
 PART = re.compile(r"<!-- part (\w+) -->(.*?)<!-- end \1 -->", re.DOTALL)
 LONGEST_FORM_BYTES = 8 * 1024
+FORM_TYPE = "application/x-www-form-urlencoded"
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:;"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -42,6 +48,7 @@ POLICY = (
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
 
 Identify = Callable[[web.Request], Awaitable[Caller]]
+ReadBody = Callable[[web.Request, int], Awaitable[bytes]]
 Page = Callable[[web.Request, Looking], Awaitable[str]]
 Act = Callable[[web.Request, Caller, dict[str, str]], Awaitable[str]]
 
@@ -56,13 +63,15 @@ class Console:
         reporting: Reporting,
         sessions: Sessions,
         identify: Identify,
+        read_body: ReadBody,
     ) -> None:
         self._pages = pages
         self._operations = operations
         self._reporting = reporting
         self._sessions = sessions
         self._identify = identify
-        self._live = 0
+        self._read_body = read_body
+        self._live: Counter[str] = Counter()
         self._closing = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
@@ -83,9 +92,9 @@ class Console:
             web.get("/deployments/{id}", self._shown(lambda r, looking: pages.deployment(looking, _id(r)))),
             web.get("/runs/{id}", self._shown(lambda r, looking: pages.run(looking, _id(r)))),
             web.get("/runs/{id}/report", self._report),
-            web.get("/live", self._kept_fresh(lambda _, looking: pages.overview(looking))),
-            web.get("/runs/{id}/live", self._kept_fresh(lambda r, looking: pages.run(looking, _id(r)))),
-            web.get(
+            _stream_at("/live", self._kept_fresh(lambda _, looking: pages.overview(looking))),
+            _stream_at("/runs/{id}/live", self._kept_fresh(lambda r, looking: pages.run(looking, _id(r)))),
+            _stream_at(
                 "/deployments/{id}/live",
                 self._kept_fresh(lambda r, looking: pages.deployment(looking, _id(r))),
             ),
@@ -107,22 +116,27 @@ class Console:
         return _page(_login(request.query.get("next", "/")))
 
     async def _sign_in(self, request: web.Request) -> web.Response:
-        problem = _foreign(request)
-        if problem:
-            return _page(_error("Refused", problem, "/login"), 403)
-        form = await _form(request)
-        onward = _inside(form.get("next", "/"))
-        secret = await self._sessions.begin(form.get("token", "").strip())
+        try:
+            _require_ours(request)
+            form = await self._form(request)
+            onward = _inside(form.get("next", "/"))
+            secret = await self._sessions.begin(form.get("token", "").strip())
+        except RollbackdError as error:
+            return _failed(error, back="/login")
         if secret is None:
             return _page(_login(onward, "The token isn't known, or was revoked."), 401)
+        self._sessions.end(request.cookies.get(SESSION_COOKIE, ""))
         answer = _see(onward)
         secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
         answer.set_cookie(SESSION_COOKIE, secret, path="/", httponly=True, samesite="Strict", secure=secure)
         return answer
 
     async def _sign_out(self, request: web.Request) -> web.Response:
-        if not _foreign(request):
-            self._sessions.end(request.cookies.get(SESSION_COOKIE, ""))
+        try:
+            _require_ours(request)
+        except RollbackdError as error:
+            return _failed(error)
+        self._sessions.end(request.cookies.get(SESSION_COOKIE, ""))
         answer = _see("/login")
         answer.del_cookie(SESSION_COOKIE, path="/")
         return answer
@@ -172,19 +186,22 @@ class Console:
                 looking = await self._looking(request)
             except RollbackdError as error:
                 return web.Response(status=getattr(error, "status", 503), text=str(error))
-            if self._live >= MOST_LIVE or self._closing.is_set():
+            viewer = looking.caller.name
+            too_many = self._live[viewer] >= MOST_LIVE_OF_ONE or self._live.total() >= MOST_LIVE
+            if too_many or self._closing.is_set():
                 return web.Response(
                     status=503, text="too many live pages are open", headers={"Retry-After": "30"}
                 )
             answer = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
-            self._live += 1
+            self._live[viewer] += 1
             try:
                 await answer.prepare(request)
                 await self._stream(request, answer, page, looking)
             except ConnectionResetError:
                 pass  # the viewer left
             finally:
-                self._live -= 1
+                self._live[viewer] -= 1
+                self._live += Counter()  # drops whoever has none left
             return answer
 
         return fresh
@@ -195,14 +212,15 @@ class Console:
         shown: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         identify_at = loop.time() + IDENTIFY_EVERY_S
-        while not self._closing.is_set():
+        # A viewer that left has no transport any more.
+        while request.transport is not None and not self._closing.is_set():
             if loop.time() >= identify_at:
                 identify_at = loop.time() + IDENTIFY_EVERY_S
                 try:
                     looking = await self._looking(request)
                 except RollbackdError:
                     break
-                # Also how a viewer that went without a word is found.
+                # How a viewer that went without a word is found.
                 await answer.write(b": still here\n\n")
             try:
                 parts = dict(PART.findall(await page(request, looking)))
@@ -214,11 +232,10 @@ class Console:
                 lines = "".join(f"data: {line}\n" for line in changed.splitlines())
                 await answer.write(f"event: parts\n{lines}\n".encode())
             try:
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(max(LOOK_EVERY_S, self._live.total() / LOOKS_A_SECOND)):
                     await self._closing.wait()
             except TimeoutError:
                 pass
-        await answer.write(b"event: end\ndata:\n\n")
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -227,20 +244,23 @@ class Console:
             looking: Looking | None = None
             try:
                 looking = await self._looking(request)
-                form = await _form(request)
-                problem = _foreign(request)
-                given = form.get("form_key", "").encode("utf-8", "surrogateescape")
-                if problem or not hmac.compare_digest(given, looking.form_key.encode()):
-                    raise UnidentifiedError(403, problem or "the form is too old: load the page again")
+                _require_ours(request)
+                form = await self._form(request)
+                if not hmac.compare_digest(form.get("form_key", "").encode(), looking.form_key.encode()):
+                    raise UnidentifiedError(403, "the form is too old: load the page again")
                 if not looking.caller.may(role):
                     raise UnidentifiedError(403, f"{looking.caller.name} lacks the role {role}")
                 return _see(await act(request, looking.caller, form))
             except RollbackdError as error:
-                return _failed(
-                    error, looking, back=_inside(urlsplit(request.headers.get("Referer", "/")).path)
-                )
+                return _failed(error, looking, back=_back(request))
 
         return acted
+
+    async def _form(self, request: web.Request) -> dict[str, str]:
+        if request.content_type != FORM_TYPE:
+            raise DeliveryRefusedError(415, "malformed", f"a form is sent as {FORM_TYPE}")
+        body = await self._read_body(request, LONGEST_FORM_BYTES)
+        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
     async def _approve(self, request: web.Request, caller: Caller, form: dict[str, str]) -> str:
         plan = form.get("plan_sha256", "")
@@ -281,17 +301,23 @@ def _inside(path: str) -> str:
     return path if is_ours else "/"
 
 
-def _foreign(request: web.Request) -> str:
-    """Why a form wasn't sent by a page of ours; empty where it was. Browsers say so themselves."""
-    elsewhere = sent_from_elsewhere(request.headers, request.host)
-    return "the form was sent by a page of another site" if elsewhere else ""
+def _back(request: web.Request) -> str:
+    """The page that a form was on."""
+    try:
+        return _inside(urlsplit(request.headers.get("Referer", "/")).path)
+    except ValueError:
+        return "/"
 
 
-async def _form(request: web.Request) -> dict[str, str]:
-    if (request.content_length or 0) > LONGEST_FORM_BYTES or not request.can_read_body:
-        raise RefusedError("a form of at most 8 kB is expected")
-    found = await request.post()
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+def _require_ours(request: web.Request) -> None:
+    """Refuse a form that wasn't sent by a page of ours. Browsers say so themselves."""
+    if sent_from_elsewhere(request.headers, request.host):
+        raise UnidentifiedError(403, "the form was sent by a page of another site")
+
+
+def _stream_at(path: str, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.RouteDef:
+    """A stream; HEAD would hold one open that says nothing."""
+    return web.get(path, answer, allow_head=False)
 
 
 def _login(onward: str, problem: str = "") -> str:
@@ -311,7 +337,7 @@ def _error(heading: str, problem: str, back: str, looking: Looking | None = None
 
 def _failed(error: RollbackdError, looking: Looking | None = None, back: str = "/") -> web.Response:
     status, heading = 409, "Refused"
-    if isinstance(error, UnidentifiedError):
+    if isinstance(error, UnidentifiedError | DeliveryRefusedError):
         status = error.status
     elif isinstance(error, NotFoundError):
         status, heading = 404, "Not found"

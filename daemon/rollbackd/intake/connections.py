@@ -41,9 +41,10 @@ async def read_body(request: web.Request, most_bytes: int) -> bytes:
     try:
         if request.content.is_eof():
             # It came together with its head, as most do: nothing to wait for.
-            return await request.read()
-        async with asyncio.timeout(body_s):
-            return await request.read()
+            raw = await request.read()
+        else:
+            async with asyncio.timeout(body_s):
+                raw = await request.read()
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
@@ -52,6 +53,10 @@ async def read_body(request: web.Request, most_bytes: int) -> bytes:
         raise DeliveryRefusedError(413, "too_large", f"at most {most_bytes} bytes are taken") from None
     except web.RequestPayloadError:
         raise DeliveryRefusedError(400, "malformed", "$: the body isn't framed as HTTP says") from None
+    # One that didn't announce its length is bounded by the server's own size, which may be larger.
+    if len(raw) > most_bytes:
+        raise DeliveryRefusedError(413, "too_large", f"at most {most_bytes} bytes are taken")
+    return raw
 
 
 class Connections:

@@ -20,9 +20,9 @@ from rollbackd.workflow.runs import OURSELVES
 TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 SESSION_COOKIE = "rollbackd_session"
 SESSION_FOR = timedelta(hours=12)
-MOST_SESSIONS = 1000
+MOST_SESSIONS = 20  # of one token; whoever holds one must not sign others out
 # What the socket may be called: `rollbackd` by our own commands, the others by a browser through `ssh -L`.
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "rollbackd", ""})
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "rollbackd"})
 
 
 class Role(StrEnum):
@@ -63,13 +63,24 @@ def hash_token(token: str) -> str:
 
 def is_local_host(host: str) -> bool:
     """Whether a Host header names this machine, and not a site whose name was pointed at it."""
-    return (urlsplit(f"//{host}").netloc.rsplit(":", 1)[0] or host) in LOCAL_HOSTS
+    try:
+        return urlsplit(f"//{host}").hostname in LOCAL_HOSTS
+    except ValueError:
+        return False
 
 
 def sent_from_elsewhere(headers: Mapping[str, str], host: str) -> bool:
-    """Whether a browser says that a page of another site sent this; whoever isn't a browser says nothing."""
+    """Whether a browser says that a page of another site sent this; whoever isn't a browser says nothing.
+
+    Sec-Fetch-Site has the last word: a proxy may have changed the Host that an Origin is compared with.
+    """
     site, origin = headers.get("Sec-Fetch-Site", ""), headers.get("Origin", "")
-    return site not in ("", "same-origin", "none") or bool(origin and urlsplit(origin).netloc != host)
+    if site:
+        return site not in ("same-origin", "none")
+    try:
+        return bool(origin) and urlsplit(origin).netloc != host
+    except ValueError:
+        return True
 
 
 async def holder_of(store: Store, token: str) -> Caller | None:
@@ -106,12 +117,13 @@ class Sessions:
         """A secret for the browser that gave this token; None where nobody holds it."""
         if await holder_of(self._store, token) is None:
             return None
-        now = self._clock.now()
+        now, sha256 = self._clock.now(), hash_token(token)
         self._open = {key: one for key, one in self._open.items() if one.ends_at > now}
-        while len(self._open) >= MOST_SESSIONS:
-            del self._open[next(iter(self._open))]
+        own = [key for key, one in self._open.items() if one.token_sha256 == sha256]
+        if len(own) >= MOST_SESSIONS:
+            del self._open[own[0]]
         secret = secrets.token_urlsafe(32)
-        self._open[hash_token(secret)] = _Session(hash_token(token), now + SESSION_FOR)
+        self._open[hash_token(secret)] = _Session(sha256, now + SESSION_FOR)
         return secret
 
     async def caller(self, secret: str) -> Caller | None:
