@@ -248,6 +248,16 @@ async def test_whoever_lost_the_lease_can_neither_journal_nor_move(store: Sqlite
     assert await store.journal_of("run-1") == [record]
 
 
+async def test_the_newest_readings_until_a_time_are_had_though_many_came_later(store: SqliteStore) -> None:
+    readings = [
+        Measurement(probe="p", at=NOW + timedelta(seconds=n), quality=Quality.OK, healthy=True)
+        for n in range(9)
+    ]
+    await store.save_measurements("d", readings)
+    assert await store.measurements("d", 2, NOW + timedelta(seconds=3)) == readings[2:4]
+    assert await store.measurements("d", 2) == readings[7:]
+
+
 async def test_nothing_to_save_is_nothing_saved(store: SqliteStore, tmp_path: Path) -> None:
     await store.save_measurements("d", [])
     await store.log([])

@@ -11,11 +11,12 @@ import pytest
 from tests.intake.conftest import MakeHouse
 from tests.intake.house import HURRIED, House
 
-from rollbackd.console.routes import MOST_LIVE_OF_ONE
+from rollbackd.console.routes import MOST_LIVE_OF_ONE, PART
 from rollbackd.core.run import RunState
 from rollbackd.workflow.callers import (
     MOST_SESSIONS,
     SESSION_COOKIE,
+    create_token,
     is_local_host,
     revoke_token,
     sent_from_elsewhere,
@@ -368,6 +369,30 @@ async def test_an_approval_is_bound_to_the_plan_that_the_page_showed(make_house:
     assert (await house.store.run(run)).state is RunState.AWAITING_APPROVAL  # type: ignore[union-attr]
     assert (await visitor.go("POST", f"/runs/{run}/approve", form))[0] == 303
     assert (await house.store.approvals(run))[0].actor == "approver"
+
+
+async def test_who_asked_for_a_run_is_told_that_somebody_else_approves(make_house: MakeHouse) -> None:
+    house = await make_house(policy={"approval_required": True})
+    both = await create_token(house.store, "both", ("operate", "approve"), house.rig.clock.now())
+    house.tokens["operator"] = both
+    run = await waiting_run(house)
+    for name, offered in (("operator", False), ("approver", True)):
+        visitor = Visitor(house, house.session)
+        await visitor.sign_in(name)
+        _, text, _ = await visitor.go("GET", f"/runs/{run}")
+        assert (">Approve<" in text, "somebody else has to approve" in text) == (offered, not offered)
+        assert ">Deny<" in text
+
+
+async def test_the_plan_on_a_run_s_page_is_live_as_its_proof_comes_later(make_house: MakeHouse) -> None:
+    house = await make_house(policy={"approval_required": True})
+    run = await waiting_run(house)
+    visitor = Visitor(house, house.session)
+    await visitor.sign_in("reader")
+    _, text, _ = await visitor.go("GET", f"/runs/{run}")
+    parts = dict(PART.findall(text))
+    assert "no backup yet" in parts["plan"]
+    assert all(f'data-part="{name}"' in part for name, part in parts.items())
 
 
 async def waiting_run(house: House) -> str:

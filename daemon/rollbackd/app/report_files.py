@@ -21,6 +21,7 @@ class ReportFiles:
         self._reporting = reporting
         self._folder = folder
         self._writing: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     def listen(self, name: str, fields: dict[str, object]) -> None:
         """Told of a run that ended, was held, or was ended by a person's word: writes its report in a task."""
@@ -39,9 +40,11 @@ class ReportFiles:
 
     async def _write(self, run: str) -> None:
         try:
-            page = await self._reporting.page(run)
-            text = to_markdown(await self._reporting.report(run))
-            await asyncio.to_thread(self._replace, {f"{run}.html": page, f"{run}.md": text})
+            # One after another, so that what is written last is what was read last.
+            async with self._turn:
+                page = await self._reporting.page(run)
+                text = to_markdown(await self._reporting.report(run))
+                await asyncio.to_thread(self._replace, {f"{run}.html": page, f"{run}.md": text})
         except (RollbackdError, OSError) as error:
             # The store has everything: `rollbackd report` writes it whenever somebody asks.
             log.warning("report_not_written", run=run, error=str(error))
@@ -51,6 +54,7 @@ class ReportFiles:
         for name, text in texts.items():
             draft = self._folder / f".{name}.draft"
             draft.unlink(missing_ok=True)
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
             draft.replace(self._folder / name)

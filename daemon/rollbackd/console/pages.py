@@ -24,7 +24,7 @@ LAST_STATEMENTS = 12
 
 
 class Looking(msgspec.Struct, frozen=True, kw_only=True):
-    """Who looks, and what the forms on his pages must bring along."""
+    """Who looks, and what the forms on these pages must bring along."""
 
     caller: Caller
     form_key: str
@@ -93,12 +93,12 @@ class Pages:
     async def runs(self, looking: Looking) -> str:
         """The newest runs of all targets."""
         found = await self._store.runs(None, LISTED)
-        return self._page("list.html", looking, heading="Runs", runs=found, decisions=None)
+        return self._page("list.html", looking, heading="Runs", most=LISTED, runs=found, decisions=None)
 
     async def decisions(self, looking: Looking) -> str:
         """The newest decisions of all targets."""
         found = await self._store.decisions(None, LISTED)
-        return self._page("list.html", looking, heading="Decisions", runs=None, decisions=found)
+        return self._page("list.html", looking, heading="Decisions", most=LISTED, runs=None, decisions=found)
 
     async def deliveries(self, looking: Looking) -> str:
         """The newest deliveries: why nothing was triggered."""

@@ -90,7 +90,7 @@ class Reporting:
                 approvals=tuple(approvals),
                 deployment=deployment,
                 decision=decision,
-                signals=await self._signals(run, deployment, guarded),
+                signals=await self._signals(deployment, guarded),
                 measurements=await self._measurements(run, deployment),
             )
         )
@@ -155,9 +155,7 @@ class Reporting:
             rehearsal=_rehearsal(run.plan),
         )
 
-    async def _signals(
-        self, run: Run, deployment: Deployment | None, guarded: Guarded | None
-    ) -> tuple[Signal, ...]:
+    async def _signals(self, deployment: Deployment | None, guarded: Guarded | None) -> tuple[Signal, ...]:
         if deployment is None or guarded is None:
             return ()
         settings = guarded.settings
@@ -167,9 +165,7 @@ class Reporting:
         """Those until the run was over: later ones are of another release."""
         if deployment is None:
             return ()
-        until = run.finished_at or self._clock.now()
-        found = await self._store.measurements(deployment.id, MEASUREMENTS)
-        return tuple(one for one in found if one.at <= until)
+        return tuple(await self._store.measurements(deployment.id, MEASUREMENTS, run.finished_at))
 
     async def _archives(
         self, run: Run, guarded: Guarded | None

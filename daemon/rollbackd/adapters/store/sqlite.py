@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy
-from sqlalchemy import delete, func, insert, select, tuple_, update
+from sqlalchemy import delete, func, insert, select, true, tuple_, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError, IntegrityError
@@ -263,11 +263,14 @@ class SqliteStore:
         if rows:
             await self._execute(insert(t.measurement), rows)
 
-    async def measurements(self, deployment: str, limit: int) -> list[Measurement]:
-        """The newest `limit` readings, oldest first."""
+    async def measurements(
+        self, deployment: str, limit: int, until: datetime | None = None
+    ) -> list[Measurement]:
+        """The newest `limit` readings, or of those until then; oldest first."""
         query = (
             select(t.measurement.c.body)
             .where(t.measurement.c.deployment == deployment)
+            .where(t.measurement.c.at <= until.timestamp() if until is not None else true())
             .order_by(t.measurement.c.seq.desc())
             .limit(limit)
         )
