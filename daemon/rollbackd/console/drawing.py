@@ -37,6 +37,9 @@ def draw_timeline(timeline: Timeline, now: datetime, title: str) -> Markup:
     for span in timeline.spans[:MOST_SPANS]:
         drawn.append(_span(span, axis, top, now))
         top += LANE
+    if (left_out := len(timeline.spans) - MOST_SPANS) > 0:
+        drawn.append(_label(f"and {left_out} more, in the lists below", top + LANE / 2 + 4))
+        top += LANE
     for series in timeline.series:
         if series.is_drawn:
             drawn.append(_chart(series, axis, top))

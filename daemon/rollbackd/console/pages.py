@@ -21,6 +21,7 @@ LISTED = 50
 READINGS = 40
 MEASUREMENTS = 400
 LAST_STATEMENTS = 12
+MOST_SIGNALS = 100
 
 
 class Looking(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +129,8 @@ class Pages:
             looking,
             one=found,
             probes=self._probes(target, await self._store.measurements(deployment_id, MEASUREMENTS)),
-            signals=signals,
+            signals=sorted(signals, key=lambda signal: signal.started_at, reverse=True)[:MOST_SIGNALS],
+            more_signals=max(len(signals) - MOST_SIGNALS, 0),
             decisions=await self._store.decisions(None, LISTED, deployment_id),
             runs=await self._store.runs(None, LISTED, deployment_id),
         )

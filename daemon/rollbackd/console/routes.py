@@ -13,11 +13,8 @@ from rollbackd.console.pages import Looking, Pages
 from rollbackd.console.rendering import render, static_file
 from rollbackd.errors import (
     DeliveryRefusedError,
-    NotFoundError,
     RefusedError,
     RollbackdError,
-    StoreUnavailableError,
-    TransientError,
 )
 from rollbackd.workflow.callers import (
     SESSION_COOKIE,
@@ -26,6 +23,7 @@ from rollbackd.workflow.callers import (
     Sessions,
     UnidentifiedError,
     sent_from_elsewhere,
+    status_of,
 )
 from rollbackd.workflow.operations import Operations
 from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
@@ -336,13 +334,8 @@ def _error(heading: str, problem: str, back: str, looking: Looking | None = None
 
 
 def _failed(error: RollbackdError, looking: Looking | None = None, back: str = "/") -> web.Response:
-    status, heading = 409, "Refused"
-    if isinstance(error, UnidentifiedError | DeliveryRefusedError):
-        status = error.status
-    elif isinstance(error, NotFoundError):
-        status, heading = 404, "Not found"
-    elif isinstance(error, StoreUnavailableError | TransientError):
-        status, heading = 503, "Not now"
+    status = status_of(error)
+    heading = {404: "Not found", 503: "Not now"}.get(status, "Refused")
     return _page(_error(heading, str(error), back, looking), status)
 
 

@@ -12,13 +12,8 @@ from rollbackd.core.records import Deployment
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
-    DeliveryRefusedError,
-    HeldError,
     NotFoundError,
-    RefusedError,
     RollbackdError,
-    StoreUnavailableError,
-    TransientError,
     UsageError,
 )
 from rollbackd.intake.connections import read_body
@@ -28,7 +23,15 @@ from rollbackd.intake.identity import identify
 from rollbackd.ports import Clock, Store
 from rollbackd.settings import Settings
 from rollbackd.workflow.bringing_back import describe_archive, describe_restore
-from rollbackd.workflow.callers import Caller, Role, Sessions, UnidentifiedError, create_token, revoke_token
+from rollbackd.workflow.callers import (
+    Caller,
+    Role,
+    Sessions,
+    UnidentifiedError,
+    create_token,
+    revoke_token,
+    status_of,
+)
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
 from rollbackd.workflow.rehearsing import describe_rehearsal
 from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
@@ -170,7 +173,11 @@ class Api:
                 return error_response(error)
             if isinstance(found, web.StreamResponse):
                 return found
-            return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+            return web.Response(
+                body=msgspec.json.encode(found),
+                content_type="application/json",
+                headers={"Cache-Control": "no-store"},
+            )
 
         return guarded
 
@@ -253,7 +260,11 @@ class Api:
         wanted = request.query.get("format", usual)
         if wanted == "html":
             page = await self._reporting.page(request.match_info["id"])
-            headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+            headers = {
+                "Content-Security-Policy": PAGE_POLICY,
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "no-store",
+            }
             return web.Response(text=page, content_type="text/html", charset="utf-8", headers=headers)
         report = await self._reporting.report(request.match_info["id"])
         if wanted == "json":
@@ -403,19 +414,7 @@ def describe_deployment(deployment: Deployment) -> dict[str, Any]:
 
 def error_response(error: RollbackdError) -> web.Response:
     """An error as an HTTP answer; what status follows the class."""
-    statuses: list[tuple[type[RollbackdError], int]] = [
-        (NotFoundError, 404),
-        (UsageError, 400),
-        (RefusedError, 409),
-        (HeldError, 409),
-        (StoreUnavailableError, 503),
-        (TransientError, 503),
-    ]
-    status = (
-        error.status
-        if isinstance(error, UnidentifiedError | DeliveryRefusedError)
-        else next((s for c, s in statuses if isinstance(error, c)), 500)
-    )
+    status = status_of(error)
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -12,7 +12,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from rollbackd.core.records import Token
-from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
+from rollbackd.errors import (
+    DeliveryRefusedError,
+    HeldError,
+    NotFoundError,
+    RefusedError,
+    RollbackdError,
+    StoreUnavailableError,
+    TransientError,
+    UsageError,
+)
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.runs import OURSELVES
 
@@ -59,6 +68,21 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 def hash_token(token: str) -> str:
     """What is kept of a token. It is long and random, so one round of SHA-256 is enough."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def status_of(error: RollbackdError) -> int:
+    """The HTTP status that says an error of this class; a fault that nobody names is the server's."""
+    statuses: tuple[tuple[type[RollbackdError], int], ...] = (
+        (NotFoundError, 404),
+        (UsageError, 400),
+        (RefusedError, 409),
+        (HeldError, 409),
+        (StoreUnavailableError, 503),
+        (TransientError, 503),
+    )
+    if isinstance(error, UnidentifiedError | DeliveryRefusedError):
+        return error.status
+    return next((status for kind, status in statuses if isinstance(error, kind)), 500)
 
 
 def is_local_host(host: str) -> bool:

@@ -38,6 +38,7 @@ from rollbackd.workflow.recovering import GATE_BACKUP, lost_label
 
 LOG_LINES = 500
 MEASUREMENTS = 500
+SIGNALS = 100
 # What a browser is to let the page do (Content-Security-Policy), wherever it is served.
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
@@ -159,7 +160,8 @@ class Reporting:
         if deployment is None or guarded is None:
             return ()
         settings = guarded.settings
-        return tuple(await self._store.signals(settings.service, settings.environment, deployment.started_at))
+        found = await self._store.signals(settings.service, settings.environment, deployment.started_at)
+        return tuple(sorted(found, key=lambda signal: signal.started_at)[:SIGNALS])
 
     async def _measurements(self, run: Run, deployment: Deployment | None) -> tuple[Measurement, ...]:
         """Those until the run was over: later ones are of another release."""
