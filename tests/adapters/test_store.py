@@ -24,7 +24,7 @@ from rollbackd.adapters.store.sqlite import DATABASE, SqliteStore
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.evidence import Measurement, Quality
 from rollbackd.core.planning.plan import Plan
-from rollbackd.core.records import Delivery, LogLine, Run, StateDocument, StepRecord
+from rollbackd.core.records import Delivery, DocumentedHeads, LogLine, Run, StateDocument, StepRecord
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.core.schema import Schema
 from rollbackd.errors import NotFoundError, RefusedError, StoreUnavailableError
@@ -131,6 +131,8 @@ async def test_a_rehearsed_state_is_kept_and_never_taken_for_one_that_was_seen(s
     # Found again, it is the same one.
     await store.save_document(document("expected", 9, rehearsed=True))
     assert await store.latest_document("shop") == seen
+    assert await store.latest_heads("shop") == DocumentedHeads(heads=("seen",), taken_at=NOW)
+    assert await store.latest_heads("billing") is None
 
 
 # -- deliveries ---------------------------------------------------------------------------------------------------------
@@ -256,6 +258,31 @@ async def test_the_newest_readings_until_a_time_are_had_though_many_came_later(s
     await store.save_measurements("d", readings)
     assert await store.measurements("d", 2, NOW + timedelta(seconds=3)) == readings[2:4]
     assert await store.measurements("d", 2) == readings[7:]
+
+
+async def test_runs_are_found_by_target_state_and_time_the_newest_first(store: SqliteStore) -> None:
+    for hours, state in enumerate((RunState.SUCCEEDED, RunState.FAILED, RunState.HELD)):
+        old = run(f"run-{hours}", key=f"db-{hours}", state=state)
+        await store.add_run(msgspec.structs.replace(old, created_at=NOW - timedelta(hours=hours)))
+
+    async def found(**chosen: Any) -> list[str]:
+        return [known.id for known in await store.runs(chosen.pop("target", None), 9, **chosen)]
+
+    assert await found() == ["run-0", "run-1", "run-2"]
+    assert await found(states=(RunState.FAILED, RunState.HELD)) == ["run-1", "run-2"]
+    assert await found(since=NOW - timedelta(minutes=90)) == ["run-0", "run-1"]
+    assert await found(states=(RunState.HELD,), since=NOW - timedelta(minutes=90)) == []
+    assert await found(target="billing") == []
+
+
+async def test_the_last_line_of_a_runs_log_is_had_without_the_others(store: SqliteStore) -> None:
+    assert await store.last_log_line("run-1") is None
+    lines = [
+        LogLine(run=name, step=1, at=NOW, text=text)
+        for name, text in (("run-1", "a"), ("run-1", "b"), ("run-2", "c"))
+    ]
+    await store.log(lines)
+    assert await store.last_log_line("run-1") == lines[1]
 
 
 async def test_nothing_to_save_is_nothing_saved(store: SqliteStore, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.timeout(180)
 COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (),
     "check-config": ("--offline", "--json"),
-    "tokens create": ("--role",),
-    "tokens revoke": (),
+    "tokens create": ("--role", "--json"),
+    "tokens revoke": ("--json",),
     "tokens list": ("--json",),
     "demo": ("--scenario", "--all", "--json"),
-    "status": ("--json",),
-    "history": ("--limit", "--json"),
+    "status": ("--watch", "--json"),
+    "history": ("--limit", "--state", "--since", "--json"),
     "explain": ("--json",),
     "report": ("--format", "--output"),
     "plan": ("--to", "--release", "--sql", "--json"),
@@ -34,14 +34,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "resume": ("--stamp", "--json"),
     "abandon": ("--reason", "--json"),
     "gate": ("--version", "--previous-version", "--deployment", "--to-revision", "--json"),
-    "pause": ("--reason", "--for"),
-    "unpause": (),
+    "pause": ("--reason", "--for", "--json"),
+    "unpause": ("--json",),
     "restore": ("--dry-run", "--sql", "--lost", "--yes", "--json"),
     "archives list": ("--run", "--json"),
-    "archives prune": (),
+    "archives prune": ("--json",),
     "backups list": ("--json",),
-    "backups verify": ("--level",),
-    "backups prune": (),
+    "backups verify": ("--level", "--json"),
+    "backups prune": ("--json",),
+    "completion": (),
     "verify-migrations": (
         "--directory",
         "--ini",
@@ -84,7 +85,8 @@ def test_help_says_what_a_command_does_and_takes(command: str) -> None:
     shown = CliRunner().invoke(commands, [*command.split(), "--help"])
     assert shown.exit_code == 0
     assert f"{command} [OPTIONS]" in shown.output
-    named = [w for line in shown.output.splitlines() for w in line.split()[:1] if w.startswith("--")]
+    options = shown.output.partition("\nOptions:\n")[2].partition("\n\n")[0]
+    named = [w for line in options.splitlines() for w in line.split()[:1] if w.startswith("--")]
     assert tuple(named) == COMMANDS[command]
     assert shown.output.partition("\n\n")[2].strip().partition(".")[0].strip()
 
@@ -126,6 +128,8 @@ def test_the_configuration_may_be_named_by_the_environment(shop: Ground) -> None
         ("no-such-command",),
         ("history", "--limit", "0"),
         ("pause", "--reason", "why", "--for", "soon"),
+        ("history", "--since", "soon"),
+        ("history", "--since", "2026-11-22T10:00"),
         ("report", "run-1", "--format", "pdf"),
     ],
     ids=" ".join,
@@ -248,7 +252,7 @@ def test_without_a_daemon_a_rollback_is_done_here_and_followed(shop: Ground) -> 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["done", "downgrade"] in lines
+    assert ["done", "back", "up", "the", "whole", "database"] in [line[2:8] for line in lines]
     assert lines[-1][:3] == ["report:", "rollbackd", "report"]
     report = shop.rollbackd("report", lines[-1][-1]).stdout
     assert "Rolled back and validated: shop, visits → customers" in report
@@ -478,18 +482,26 @@ def test_what_happened_can_be_read_from_the_store(make_ground: MakeGround, tmp_p
     for _ in ("beside the daemon", "without it"):
         (status,) = read("status", "--json")
         assert (status["name"], status["run"]["id"]) == ("shop", run["id"])
-        assert {step["phase"] for step in status["steps"]} == {"done"}
+        assert {step["stands"] for step in status["course"]} == {"done"}
         assert run["id"] in read("status")
 
         history = read("history", "shop", "--json")
         assert {run["id"], run["decision"]} <= {row["id"] for row in history}
         assert run["id"] in read("history")
+        (alone,) = read("history", "--state", "succeeded", "--since", "1h", "--json")
+        assert (alone["id"], alone["from_heads"], alone["to_heads"]) == (run["id"], ["second"], ["first"])
+        assert read("history", "--since", "2100-01-01T00:00Z", "--json") == []
 
         explained = read("explain", run["id"], "--json")
         assert explained["decision"]["row"] == "application-fails-after-good-migration"
         assert explained["inputs"]["heads_before"] == ["first"]
+        assert explained["turns"]["application"]["action"] == "keep"
+        assert explained["gate_way"]["single"] == []
         text = read("explain", run["decision"])
-        assert "roll_back_with_deployment by row application-fails-after-good-migration" in text
+        assert text.startswith(f"roll_back_with_deployment: run {run['id']}\n")
+        assert "row 6 of 16, application-fails-after-good-migration: The migration went well" in text
+        assert "keep, if healthy" in text
+        assert "no gate is in the way" in text
         assert all(
             f"gate {gate}" in text for gate in ("backup", "rehearsal", "lock", "data_loss", "approval")
         )
@@ -595,8 +607,8 @@ def test_sigterm_lets_a_step_finish_and_the_next_start_goes_on(shop: Ground) -> 
     assert shop.running() == ""
     (status,) = json.loads(shop.rollbackd("status", "--json").stdout)
     assert status["run"]["state"] == "running"
-    phases = [step["phase"] for step in status["steps"]]
-    assert phases == ["done"] * 4 + ["waiting"] * 5
+    stands = [step["stands"] for step in status["course"]]
+    assert stands == ["done"] * 4 + ["not_begun"] * 5
 
     shop.configure(deployment={"environment": {}})
     shop.start()
@@ -619,7 +631,7 @@ def test_ctrl_c_lets_a_step_finish_and_a_daemon_goes_on(shop: Ground) -> None:
     assert here.returncode == 130
     assert "'rollbackd serve' goes on with run-" in said
     (status,) = json.loads(shop.rollbackd("status", "--json").stdout)
-    assert [step["phase"] for step in status["steps"]] == ["done"] * 4 + ["waiting"] * 5
+    assert [step["stands"] for step in status["course"]] == ["done"] * 4 + ["not_begun"] * 5
 
     shop.start()
     run = shop.ended_run()

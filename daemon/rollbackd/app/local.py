@@ -1,21 +1,20 @@
-"""What the command line works with: a running daemon through its socket, or the parts themselves under the store's lock."""
+"""What the command line works with: a running daemon through its socket, or the parts themselves under the store's lock.
+
+Store, HTTP client and composition take half a second to load. Each function loads what it uses, so that help and the
+shell's completion don't wait for them.
+"""
 
 import json
 import os
+import pwd
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
-from rollbackd.adapters.probes import HttpProber
-from rollbackd.adapters.store.sqlite import SqliteStore
-from rollbackd.app.composition import Parts, compose, guard_all, socket_path, store_directory
-from rollbackd.app.configuration import Configuration, load_configuration
-from rollbackd.app.logs import set_up_logs
 from rollbackd.errors import (
     AwaitingApprovalError,
     HeldError,
@@ -26,10 +25,15 @@ from rollbackd.errors import (
     TransientError,
     UsageError,
 )
-from rollbackd.workflow.callers import Role, create_token, revoke_token
-from rollbackd.workflow.guarded import Guarded
-from rollbackd.workflow.happenings import Happenings, Listener
-from rollbackd.workflow.reporting import Reporting
+from rollbackd.workflow.callers import Role
+
+if TYPE_CHECKING:
+    from rollbackd.adapters.store.sqlite import SqliteStore
+    from rollbackd.app.composition import Parts
+    from rollbackd.app.configuration import Configuration
+    from rollbackd.workflow.guarded import Guarded
+    from rollbackd.workflow.happenings import Listener
+    from rollbackd.workflow.reporting import Reporting
 
 ROLES = tuple(role.value for role in Role)
 CLASSES: dict[str, type[RollbackdError]] = {
@@ -46,6 +50,12 @@ CLASSES: dict[str, type[RollbackdError]] = {
 }
 
 
+def me() -> str:
+    """Who asks, as the record names them."""
+    # Not getpass: that believes the environment, and this name stands for a person.
+    return f"local:{pwd.getpwuid(os.getuid()).pw_name}"
+
+
 class DaemonClient:
     """Asks the running daemon: through its Unix socket, or at an address with a token."""
 
@@ -53,6 +63,11 @@ class DaemonClient:
         self._path = path
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is reached at an address, so that its store isn't here."""
+        return self._path is None
 
     async def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 60.0
@@ -62,6 +77,8 @@ class DaemonClient:
         Raises:
             TransientError: when no daemon answers.
         """
+        import aiohttp
+
         connector = (
             aiohttp.UnixConnector(str(self._path)) if self._path is not None else aiohttp.TCPConnector()
         )
@@ -97,19 +114,23 @@ def _error(text: str, status: int) -> RollbackdError:
         return RefusedError(f"the daemon answered {status}: {text[:200]}")
 
 
-def daemon_client(configuration: Configuration) -> DaemonClient:
+def daemon_client(configuration: "Configuration") -> DaemonClient:
     """The client of this configuration's daemon."""
+    from rollbackd.app.composition import socket_path
+
     return DaemonClient(socket_path(configuration))
 
 
-async def running_daemon(path: Path) -> DaemonClient | None:
-    """The daemon to ask: the one that $ROLLBACKD_URL and $ROLLBACKD_TOKEN name, else this machine's, if one runs.
+def named_daemon(path: Path) -> DaemonClient:
+    """The daemon to ask, whether it answers or not: the one that $ROLLBACKD_URL and $ROLLBACKD_TOKEN name, else this machine's.
 
     A person who isn't on the daemon's machine, or has to be somebody else there, has a token of their own.
 
     Raises:
         UsageError: when there is a token and no address for it.
     """
+    from rollbackd.app.configuration import load_configuration
+
     url, token = os.environ.get("ROLLBACKD_URL", ""), os.environ.get("ROLLBACKD_TOKEN", "")
     if token and not url:
         raise UsageError(
@@ -117,13 +138,21 @@ async def running_daemon(path: Path) -> DaemonClient | None:
         )
     if token:
         return DaemonClient(None, url=url.rstrip("/"), token=token)
-    client = daemon_client(load_configuration(path))
-    return client if await client.is_there() else None
+    return daemon_client(load_configuration(path))
+
+
+async def running_daemon(path: Path) -> DaemonClient | None:
+    """The daemon to ask, as `named_daemon` finds it; None when it is this machine's and doesn't run."""
+    client = named_daemon(path)
+    return client if client.is_remote or await client.is_there() else None
 
 
 @asynccontextmanager
-async def guarding(configuration: Configuration, store_id: str = "") -> AsyncIterator[dict[str, Guarded]]:
+async def guarding(configuration: "Configuration", store_id: str = "") -> "AsyncIterator[dict[str, Guarded]]":
     """The targets with their ports and no store: enough to look at them, beside a running daemon or without."""
+    from rollbackd.adapters.probes import HttpProber
+    from rollbackd.app.composition import guard_all
+
     _log_faults_alone(configuration)
     prober = HttpProber()
     guarded = guard_all(configuration, prober, store_id)
@@ -138,6 +167,9 @@ async def guarding(configuration: Configuration, store_id: str = "") -> AsyncIte
 
 async def make_token(path: Path, name: str, roles: tuple[str, ...]) -> str:
     """Make an API token, through the daemon where one runs."""
+    from rollbackd.app.configuration import load_configuration
+    from rollbackd.workflow.callers import create_token
+
     configuration = load_configuration(path)
     client = daemon_client(configuration)
     if await client.is_there():
@@ -149,6 +181,9 @@ async def make_token(path: Path, name: str, roles: tuple[str, ...]) -> str:
 
 async def drop_token(path: Path, name: str) -> None:
     """Revoke an API token, through the daemon where one runs."""
+    from rollbackd.app.configuration import load_configuration
+    from rollbackd.workflow.callers import revoke_token
+
     configuration = load_configuration(path)
     client = daemon_client(configuration)
     if await client.is_there():
@@ -159,8 +194,13 @@ async def drop_token(path: Path, name: str) -> None:
 
 
 @asynccontextmanager
-async def reading(path: Path) -> AsyncIterator[tuple[Configuration, SqliteStore, Reporting]]:
+async def reading(path: Path) -> "AsyncIterator[tuple[Configuration, SqliteStore, Reporting]]":
     """The store, read-only, beside whoever writes."""
+    from rollbackd.adapters.store.sqlite import SqliteStore
+    from rollbackd.app.composition import compose, store_directory
+    from rollbackd.app.configuration import load_configuration
+    from rollbackd.workflow.happenings import Happenings
+
     configuration = load_configuration(path)
     _log_faults_alone(configuration)
     store = await SqliteStore.open_reading(store_directory(configuration))
@@ -172,12 +212,17 @@ async def reading(path: Path) -> AsyncIterator[tuple[Configuration, SqliteStore,
 
 
 @asynccontextmanager
-async def working(path: Path, listener: Listener | None = None) -> AsyncIterator[Parts]:
+async def working(path: Path, listener: "Listener | None" = None) -> "AsyncIterator[Parts]":
     """The parts themselves, when no daemon runs; under the store's lock.
 
     Raises:
         RefusedError: when a daemon (or another command) holds the store.
     """
+    from rollbackd.adapters.store.sqlite import SqliteStore
+    from rollbackd.app.composition import compose, store_directory
+    from rollbackd.app.configuration import load_configuration
+    from rollbackd.workflow.happenings import Happenings
+
     configuration = load_configuration(path)
     _log_faults_alone(configuration)
     store = await SqliteStore.open_writing(store_directory(configuration))
@@ -192,6 +237,8 @@ async def working(path: Path, listener: Listener | None = None) -> AsyncIterator
         await parts.close()
 
 
-def _log_faults_alone(configuration: Configuration) -> None:
+def _log_faults_alone(configuration: "Configuration") -> None:
     """A command shows what happens by itself, and its standard output belongs to whoever reads it."""
+    from rollbackd.app.logs import set_up_logs
+
     set_up_logs(msgspec.structs.replace(configuration.settings.logging, level="warning"))

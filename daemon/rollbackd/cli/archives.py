@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
-from rollbackd.app.local import running_daemon, working
-from rollbackd.cli.acting import json_option, me
+from rollbackd.app.local import me, running_daemon, working
+from rollbackd.cli import completing
 from rollbackd.cli.main import asynchronous
-from rollbackd.cli.output import console, safe, show_json, table
+from rollbackd.cli.manual import Manual
+from rollbackd.cli.output import console, json_option, safe, show_json, table
 from rollbackd.errors import RefusedError
 from rollbackd.workflow.bringing_back import describe_archive, describe_restore
 
@@ -17,8 +18,18 @@ RESTORE_TIMEOUT_S = 4 * 3600.0
 PRUNE_TIMEOUT_S = 600.0
 
 
-@click.command()
-@click.argument("run")
+@click.command(
+    cls=Manual,
+    changes="Rows and values of the guarded database that are missing there: they are inserted, in one transaction. Nothing newer is"
+    " overwritten. With --dry-run or --sql nothing.",
+    examples=(
+        ("What would come back?", "rollbackd restore run-20261122T221509-1b2c3d4e --dry-run"),
+        ("Bring it back, once the fixed migration is in:", "rollbackd restore run-20261122T221509-1b2c3d4e"),
+        ("The same by hand:", 'rollbackd restore run-20261122T221509-1b2c3d4e --sql | psql "$DATABASE"'),
+    ),
+    exits={1: "the run keeps nothing, isn't finished, or its database can't be reached"},
+)
+@click.argument("run", shell_complete=completing.finished_runs)
 @click.option(
     "--dry-run", is_flag=True, help="Do it in a transaction that is rolled back, and say what it would do."
 )
@@ -33,7 +44,10 @@ PRUNE_TIMEOUT_S = 600.0
 async def restore(
     config: Path, run: str, dry_run: bool, sql: bool, lost: bool, yes: bool, as_json: bool
 ) -> int:
-    """Bring back what a run archived, once the fixed migration is in. Overwrites nothing newer; may be repeated."""
+    """Bring back what a run archived, once the fixed migration is in.
+
+    It shows what it would do and asks (not with --yes). Overwrites nothing newer; may be repeated.
+    """
     if sql or dry_run or not yes:
         found = await _restore(config, run, dry_run=True, lost=lost)
         if sql:
@@ -92,17 +106,28 @@ def _show(found: dict[str, Any]) -> None:
 
 @click.group()
 def archives() -> None:
-    """List and prune what downgrades kept inside the guarded databases."""
+    """List and prune what downgrades kept inside the guarded databases.
+
+    Each of the commands below has a page of its own: 'rollbackd archives COMMAND --help'.
+    """
 
 
-@archives.command("list")
-@click.argument("target")
-@click.option("--run", default="", help="Of this run alone.")
+@archives.command(
+    "list",
+    cls=Manual,
+    changes="Nothing: it reads the guarded database.",
+    examples=(
+        ("Everything that is kept of one target:", "rollbackd archives list shop"),
+        ("What one run kept:", "rollbackd archives list shop --run run-20261122T221509-1b2c3d4e"),
+    ),
+)
+@click.argument("target", shell_complete=completing.targets)
+@click.option("--run", default="", help="Of this run alone.", shell_complete=completing.runs)
 @json_option
 @click.pass_obj
 @asynchronous
 async def list_archives(config: Path, target: str, run: str, as_json: bool) -> None:
-    """List a target's archives, newest first."""
+    """List a target's archives, newest first: what of which table, how many rows, and whether it was brought back."""
     client = await running_daemon(config)
     if client is not None:
         found = await client.ask("GET", f"/api/v1/targets/{target}/archives?run={run}")
@@ -121,11 +146,22 @@ async def list_archives(config: Path, target: str, run: str, as_json: bool) -> N
     console().print(listed)
 
 
-@archives.command("prune")
+@archives.command(
+    "prune",
+    cls=Manual,
+    changes="Drops tables of the schema rollbackd_archive in the guarded databases. What they held is then in backups alone.",
+    examples=(
+        (
+            "Drop what is older than archive.keep now, instead of with the daemon's housekeeping:",
+            "rollbackd archives prune",
+        ),
+    ),
+)
+@json_option
 @click.pass_obj
 @asynchronous
-async def prune_archives(config: Path) -> None:
-    """Drop what `archive.keep` no longer keeps."""
+async def prune_archives(config: Path, as_json: bool) -> None:
+    """Drop the archives that 'archive.keep' no longer keeps, of every target."""
     client = await running_daemon(config)
     if client is not None:
         dropped = await client.ask("POST", "/api/v1/archives/prune", timeout_s=PRUNE_TIMEOUT_S)
@@ -133,6 +169,9 @@ async def prune_archives(config: Path) -> None:
         async with working(config) as parts:
             found = await parts.operations.prune_archives()
             dropped = {name: [describe_archive(entry) for entry in gone] for name, gone in found.items()}
+    if as_json:
+        show_json(dropped)
+        return
     total = sum(len(gone) for gone in dropped.values())
     click.echo(f"{total} dropped")
     for name, gone in dropped.items():

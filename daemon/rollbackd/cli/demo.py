@@ -3,6 +3,7 @@
 import click
 
 from rollbackd.cli.main import asynchronous
+from rollbackd.cli.manual import TERMINAL, Manual
 
 NAMES = (
     "application-fails",
@@ -17,8 +18,20 @@ NAMES = (
 )
 
 
-@click.command()
-@click.option("--scenario", type=click.Choice(NAMES), default=NAMES[0], show_default=True)
+@click.command(
+    cls=Manual,
+    changes="A folder in the temporary folder with everything in it, which it removes. Nothing else.",
+    examples=(
+        ("One story:", "rollbackd demo"),
+        ("A migration that stops in the midst:", "rollbackd demo --scenario migration-failed-midway"),
+        ("All of them, for a program:", "rollbackd demo --all --json > demo.json"),
+    ),
+    exits={1: "a claim didn't hold, or there is no embedded PostgreSQL for this machine"},
+    environment=TERMINAL,
+)
+@click.option(
+    "--scenario", type=click.Choice(NAMES), default=NAMES[0], show_default=True, help="Which story."
+)
 @click.option("--all", "everything", is_flag=True, help="Every scenario, one after another.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; the story goes to stderr.")
 @asynchronous

@@ -2,12 +2,14 @@
 
 import json
 import sys
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from rollbackd.core.run import RunState
@@ -19,12 +21,30 @@ EXIT_CODES = {
 }
 # Wide enough that no line is folded where a program reads it.
 PIPE_WIDTH = 2_000
+# Between two columns.
+GAP = 2
+
+
+class Line(NamedTuple):
+    """How far it is indented, its markup, and the mark before it."""
+
+    indent: int
+    markup: str
+    mark: str = ""
+
+
 STATE_STYLES = {
     "succeeded": "green",
     "running": "cyan",
     "awaiting_approval": "yellow",
     "held": "bold red",
     "failed": "red",
+}
+GATE_ICONS = {
+    "met": ("✓", "green"),
+    "opens": ("○", ""),
+    "needs_person": ("◔", "yellow"),
+    "refused": ("✗", "red"),
 }
 OUTCOME_ICONS = {
     "passed": "✓",
@@ -39,14 +59,54 @@ OUTCOME_ICONS = {
 
 def console() -> Console:
     """Standard output. Colours only on a terminal; long lines are never cut when it isn't one."""
-    if sys.stdout.isatty():
+    if is_terminal():
         return Console(highlight=False)
     return Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads the standard output as it comes."""
+    return sys.stdout.isatty()
+
+
+def is_live(out: Console) -> bool:
+    """Whether something can be redrawn in place there."""
+    return is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
 
 def show_json(document: Any) -> None:
     """Print a document as JSON."""
     click.echo(json.dumps(document, indent=2, default=str))
+
+
+def put(out: Console, indent: int, markup: str, mark: str = "") -> None:
+    """Print an indented line, after a mark where it has one; what is folded stands under its beginning."""
+    line = Line(indent, markup, mark)
+    out.print(indented(line) if is_terminal() else plain(line))
+
+
+def indented(line: Line) -> RenderableType:
+    """A line for a terminal."""
+    made = Table.grid(padding=(0, 1, 0, 0))
+    if line.mark:
+        made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    made.add_row(*([line.mark] if line.mark else []), line.markup)
+    return Padding(made, (0, 0, 0, line.indent), expand=False)
+
+
+def plain(line: Line) -> str:
+    """A line for a pipe, whole."""
+    return f"{' ' * line.indent}{f'{line.mark} ' if line.mark else ''}{line.markup}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned lines, for a pipe."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return [
+        (" " * GAP).join(set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def exit_code(state: str) -> int:
@@ -75,147 +135,27 @@ def table(*columns: str) -> Table:
     return made
 
 
-VERDICTS = {
-    "reversible": ("green", "✓ reversible"),
-    "reversible_with_loss": ("yellow", "✓ reversible with loss"),
-    "unknown": ("yellow", "? unknown"),
-    "will_fail": ("red", "✗ will fail"),
-    "irreversible": ("red", "✗ irreversible"),
-}
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def show_plan(out: Console, document: dict[str, Any]) -> None:
-    """A plan so that ten seconds suffice: the way, the price, each revision's verdict, what speaks against it, the steps."""
-    plan = document["plan"]
-    before, after = heads(plan["from_heads"]), heads(plan["to_heads"])
-    out.print(
-        f"[bold]{safe(plan['target'])}[/]: {safe(before)} → {safe(after)}, way back [bold]{plan['way_back']}[/]"
-    )
-    out.print(f"  {_price(plan)}")
-    out.print(f"  {_rehearsed(plan['rehearsed'])}")
-    if plan["release_from"] or plan["release_to"]:
-        out.print(
-            f"  release  {safe(plan['release_from'] or 'not said')} → {safe(plan['release_to'] or 'not said')}"
+def show_end(out: Console, run: dict[str, Any], *, was_shown: bool) -> None:
+    """How a run stands once nobody follows it any more; what its tree, if that `was_shown`, has said already isn't repeated."""
+    if not was_shown:
+        way = f"{heads(run['from_heads'])} → {heads(run['to_heads'])}"
+        put(
+            out,
+            0,
+            f"{safe(run['id'])}  {coloured(run['state'])}  {safe(run['target'])}  {safe(way)}  {safe(run['reason'])}",
         )
-    for revision in plan["revisions"]:
-        colour, words = VERDICTS[revision["verdict"]]
-        out.print(f"  [{colour}]{words}[/]  {safe(revision['id'])}  {safe(revision['title'])}")
-        for why in revision["why"]:
-            out.print(f"      {safe(why)}")
-        locks = ", ".join(
-            f"{_name(lock['table'])} {lock['mode'].removesuffix('Lock')}" for lock in revision["locks"]
-        )
-        if locks:
-            out.print(f"      locks {safe(locks)}")
-        if revision["rewritten"]:
-            out.print(f"      rewrites {safe(', '.join(_name(t) for t in revision['rewritten']))}")
-    for text in plan["loses"]:
-        out.print(f"  [yellow]{safe(text)}[/]")
-    if not plan["loses"]:
-        out.print("  destroys no rows or values that are known of")
-    elif plan["archive"] and plan["rehearsed"]["passed"]:
-        out.print("  archived first, in the same transaction; 'rollbackd restore RUN' brings it back")
-    for text in plan["way_why"]:
-        out.print(f"  {safe(text)}")
-    for text in plan["blockers"]:
-        out.print(f"  [red]✗ {safe(text)}[/]")
-    for text in plan["warnings"]:
-        out.print(f"  [yellow]! {safe(text)}[/]")
-    out.print("  steps")
-    for number, text in enumerate(document["step_texts"], 1):
-        out.print(f"  {number:>4}  {safe(text)}")
-    for finding in document["gates"]:
-        if finding["state"] in ("refused", "needs_person"):
-            colour = "red" if finding["state"] == "refused" else "yellow"
-            out.print(f"  [{colour}]gate {finding['gate']}: {finding['state']}: {safe(finding['reason'])}[/]")
-
-
-def show_rehearsal(out: Console, document: dict[str, Any]) -> None:
-    """What a rehearsal showed: each revision with its time, statements and locks, then what changed in the catalog."""
-    if document.get("unknown"):
-        out.print(f"[yellow]couldn't be rehearsed[/]: {safe(document['unknown'])}")
+    notes = [step["note"] for step in run["course"]] if was_shown else []
+    if run["statement"] and run["statement"] not in notes:
+        put(out, 2, safe(run["statement"]))
+    if was_shown:
         return
-    for revision in document["revisions"]:
-        alone = "" if revision["transactional"] else ", ended its transaction by itself"
-        out.print(f"[green]✓[/] {safe(revision['id'])}  {revision['seconds'] * 1000:,.0f} ms{alone}")
-        for statement in revision["statements"]:
-            touched = ", ".join(_name(t) for t in statement["writes"])
-            on = f"  [dim]{safe(touched)}[/]" if touched else ""
-            out.print(f"    {statement['seconds'] * 1000:>7,.1f} ms  {safe(statement['sql'])}{on}")
-        locks = ", ".join(
-            f"{_name(lock['table'])} {lock['mode'].removesuffix('Lock')}" for lock in revision["locks"]
-        )
-        if locks:
-            out.print(f"    locks {safe(locks)}")
-        if revision["rewritten"]:
-            out.print(f"    rewrites {safe(', '.join(_name(t) for t in revision['rewritten']))}")
-    if document["failure"]:
-        failure = document["failure"]
-        out.print(f"[red]✗[/] {safe(failure['revision'])}  {safe(failure['reason'])}")
-        if failure["statement"]:
-            out.print(f"    in {safe(failure['statement'])}")
-    for text in document["at_risk"]:
-        out.print(f"  [yellow]{safe(text)}[/]")
-    for text in document["obstacles"]:
-        out.print(f"  [red]{safe(text)}[/]")
-    for line in document["difference"]:
-        out.print(f"  {safe(line)}")
-    colour, words = ("green", "passed") if document["passed"] else ("red", "failed")
-    out.print(
-        f"[{colour}]{words}[/] on a copy ({document['depth']}) in {document['seconds']:.1f} s; the target wasn't touched"
-    )
-
-
-def _name(table_name: dict[str, str]) -> str:
-    return f"{table_name['schema']}.{table_name['name']}"
-
-
-def _price(plan: dict[str, Any]) -> str:
-    estimate = plan["estimate"]
-    if plan["way_back"] == "leave_schema":
-        return "price    the old release alone: no table is touched"
-    total = f"about {estimate['total_s']:.0f} s" if estimate["total_s"] >= 0 else "unknown time"
-    lock = (
-        f"{max(estimate['lock_s'], 0.001) * 1000:,.0f} ms of lock"
-        if estimate["lock_s"] >= 0
-        else "unknown locks"
-    )
-    works = {True: "works", False: "doesn't work"}.get(plan["old_release"]["works"], "may not work")
-    return f"price    {total}, {lock}; the old release {works} on the present schema"
-
-
-def _rehearsed(rehearsed: dict[str, Any]) -> str:
-    if rehearsed["passed"]:
-        depth = {"schema": "on the schema alone", "sample": f"with {rehearsed['rows']:,} sampled rows"}
-        return f"[green]rehearsed[/] {depth.get(rehearsed['depth'], 'with every row')}, in {rehearsed['seconds']:.1f} s: it passed"
-    if rehearsed["failure"]:
-        return f"[red]rehearsed[/] and it failed: {safe(rehearsed['failure'])}"
-    return f"[yellow]not rehearsed[/]: {safe(rehearsed['unknown'] or 'nothing asked for it')}"
-
-
-def show_run(out: Console, run: dict[str, Any]) -> None:
-    """A run in one line, its statement below."""
-    way = f"{heads(run['from_heads'])} → {heads(run['to_heads'])}"
-    out.print(
-        f"{safe(run['id'])}  {coloured(run['state'])}  {safe(run['target'])}  {safe(way)}  {safe(run['reason'])}"
-    )
-    if run["statement"]:
-        out.print(f"  {safe(run['statement'])}")
     for text in run["approval_reasons"] if run["state"] == "awaiting_approval" else ():
-        out.print(f"  [yellow]{safe(text)}[/]")
+        put(out, 2, f"[yellow]{safe(text)}[/]")
 
 
 def heads(found: list[str]) -> str:
     """Heads as a person reads them."""
     return " + ".join(found) or "base"
-
-
-def age(text: str | None) -> str:
-    """How long ago, in one unit."""
-    if not text:
-        return ""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

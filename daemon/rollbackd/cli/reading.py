@@ -1,150 +1,171 @@
-"""Commands that read the store: what is happening, what happened, why."""
+"""Commands that read: what is happening, what happened, why."""
 
+import asyncio
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
-from rollbackd.app.clock import SystemClock
 from rollbackd.app.local import reading
+from rollbackd.cli import completing
+from rollbackd.cli.explanation_view import explanation, show_explanation
+from rollbackd.cli.history_view import history_rows, show_history
 from rollbackd.cli.main import asynchronous
-from rollbackd.cli.output import age, coloured, console, heads, safe, show_json, show_run, table
-from rollbackd.core.planning.steps import step_text
-from rollbackd.core.records import StoredDecision
+from rollbackd.cli.manual import ALL, CONFIGURATION, TERMINAL, Manual
+from rollbackd.cli.output import console, is_terminal, json_option, plain, show_json
+from rollbackd.cli.status_view import by_urgency, screen, summary, target_lines, unfinished_lines
+from rollbackd.cli.times import utc_now
+from rollbackd.cli.watching import Sight, watch
 from rollbackd.core.report import to_markdown
-from rollbackd.errors import NotFoundError
-from rollbackd.workflow.runs import describe_run
+from rollbackd.core.run import RunState
+from rollbackd.errors import NotFoundError, UsageError
+from rollbackd.settings import parse_duration
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+NOTHING = "Nothing: it only reads."
 
 
-@click.command()
-@click.argument("target", required=False)
+@click.command(
+    cls=Manual,
+    changes=NOTHING,
+    examples=(
+        ("Everything at once, and what waits for whom:", "rollbackd status"),
+        ("One target, redrawn in place until Ctrl-C:", "rollbackd status shop --watch"),
+        ("A line for each change, into a log:", "rollbackd status --watch >> status.log"),
+        (
+            "The runs that a person has to settle:",
+            """rollbackd status --json | jq '.[].run | select(.state == "held")'""",
+        ),
+    ),
+    exits={
+        0: "done; a watch that Ctrl-C ends is done too, as that is how it ends",
+        1: "there is no such target, or no store yet",
+    },
+    environment=ALL,
+)
+@click.argument("target", required=False, shell_complete=completing.targets)
+@click.option(
+    "--watch",
+    "watches",
+    is_flag=True,
+    help="Go on looking until Ctrl-C; on a pipe, print a line for each change.",
+)
 @json_option
 @click.pass_obj
 @asynchronous
-async def status(config: Path, target: str | None, as_json: bool) -> None:
-    """Show every target: what is watched, what runs, what waits for a person."""
-    found: list[dict[str, Any]] = []
-    async with reading(config) as (configuration, store, _):
-        watched = {d.target: d for d in await store.watched_deployments()}
-        now = SystemClock().now()
-        pauses = {p.target: p for p in await store.pauses() if p.holds(now)}
-        for settings in configuration.settings.targets:
-            if target not in (None, settings.name):
-                continue
-            runs = await store.runs(settings.name, 1)
-            document = await store.latest_document(settings.name)
-            deployment, pause = watched.get(settings.name), pauses.get(settings.name) or pauses.get("*")
-            steps = []
-            if runs:
-                journal = await store.journal_of(runs[0].id)
-                last = {record.step: record.phase for record in journal}
-                steps = [
-                    {"text": step_text(step), "phase": str(last.get(number, "waiting"))}
-                    for number, step in enumerate(runs[0].plan.steps)
-                ]
-            found.append(
-                {
-                    "name": settings.name,
-                    "service": settings.service,
-                    "environment": settings.environment,
-                    "mode": str(settings.mode),
-                    "heads": list(document.heads) if document else None,
-                    "documented_at": document.taken_at.isoformat() if document else None,
-                    "watching": msgspec.to_builtins(deployment) if deployment else None,
-                    "price_text": deployment.price.text() if deployment and deployment.price else "",
-                    "paused": msgspec.to_builtins(pause) if pause else None,
-                    "run": describe_run(runs[0]) if runs else None,
-                    "steps": steps,
-                }
-            )
-    if target is not None and not found:
-        raise NotFoundError(f"there is no target {target}")
+async def status(config: Path, target: str | None, watches: bool, as_json: bool) -> None:
+    """Show every target: what is watched and its price of going back, what runs, what waits for whom.
+
+    What waits for a person comes first. The running daemon is asked, as it alone knows how far the step under way has come;
+    where none runs, the store is read. With --watch and --json, the whole document is one line, printed at each change.
+    """
+    sight, out = Sight(config, target), console()
+    if watches:
+        # Ctrl-C is how a watch ends, and nothing failed.
+        with suppress(asyncio.CancelledError):
+            await watch(sight, out, as_json=as_json)
+        return
+    found, by_daemon = await sight.look()
+    now = utc_now()
     if as_json:
         show_json(found)
-        return
-    out = console()
-    for one in found:
-        at = "not documented yet"
-        if one["heads"] is not None:
-            at = f"{heads(one['heads'])}, documented {age(one['documented_at'])} ago"
-        out.print(f"[bold]{safe(one['name'])}[/]  {safe(one['environment'])}  {one['mode']}  at {safe(at)}")
-        if one["paused"]:
-            until = f" until {one['paused']['until'][:16]} UTC" if one["paused"]["until"] else ""
-            out.print(
-                f"  [yellow]paused{until} by {safe(one['paused']['who'])}: {safe(one['paused']['why'])}[/]"
-            )
-        if one["watching"]:
-            since = age(one["watching"]["started_at"])
-            out.print(f"  watching {safe(one['watching']['version'] or one['watching']['id'])}, for {since}")
-            if one["price_text"]:
-                out.print(f"  {safe(one['price_text'])}")
-        run = one["run"]
-        if run and run["state"] in ("running", "awaiting_approval", "held", "planned"):
-            out.print("  ", end="")
-            show_run(out, run)
-            for step in one["steps"]:
-                out.print(f"    {step['phase']:<8} {safe(step['text'])}")
-        elif run:
-            out.print(f"  last run {safe(run['id'])} {coloured(run['state'])}, {age(run['finished_at'])} ago")
+    elif is_terminal():
+        out.print(screen(found, now, by_daemon=by_daemon, moves=False))
+    else:
+        out.print(summary(found, now, by_daemon=by_daemon))
+        for one in by_urgency(found):
+            for line in (*target_lines(one, now), *unfinished_lines(one, now)):
+                out.print(plain(line))
 
 
-@click.command()
-@click.argument("target", required=False)
-@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
+@click.command(
+    cls=Manual,
+    changes=NOTHING,
+    examples=(
+        ("What happened to one target since yesterday:", "rollbackd history shop --since 24h"),
+        ("Runs that a person had to settle, or has to:", "rollbackd history --state held --state abandoned"),
+        (
+            "The newest run that failed:",
+            "rollbackd history shop --state failed --limit 1 --json | jq -r '.[0].id'",
+        ),
+    ),
+    environment={**CONFIGURATION, **TERMINAL},
+)
+@click.argument("target", required=False, shell_complete=completing.targets)
+@click.option(
+    "--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many, the newest first."
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([state.value for state in RunState]),
+    help="Runs in this state alone, and no decisions; may be given several times.",
+)
+@click.option(
+    "--since", default="", help="From then on: a duration such as 2h, or a time such as 2026-11-22T10:00Z."
+)
 @json_option
 @click.pass_obj
 @asynchronous
-async def history(config: Path, target: str | None, limit: int, as_json: bool) -> None:
-    """List runs and decisions, newest first: when, what, who, why."""
+async def history(
+    config: Path, target: str | None, limit: int, states: tuple[str, ...], since: str, as_json: bool
+) -> None:
+    """List runs and decisions, newest first: when, what, way, from and to, outcome, how long, who, why.
+
+    Times are UTC. Where a line doesn't fit the terminal, each entry has three: what it was, its id and its way, who and why.
+    """
+    begin = _since(since) if since else None
     async with reading(config) as (_, store, _):
-        runs = await store.runs(target, limit)
-        decisions = await store.decisions(target, limit)
-    rows: list[dict[str, Any]] = [
-        {
-            "at": run.created_at,
-            "id": run.id,
-            "target": run.target,
-            "what": f"{run.plan.way_back} {heads(list(run.plan.from_heads))} → {heads(list(run.plan.to_heads))}",
-            "state": str(run.state),
-            "who": run.requested_by,
-            "why": run.reason,
-        }
-        for run in runs
-    ]
-    rows += [
-        {
-            "at": stored.at,
-            "id": stored.id,
-            "target": stored.target,
-            "what": str(stored.decision.action),
-            "state": stored.outcome,
-            "who": "rollbackd",
-            "why": f"{stored.decision.row}: {stored.decision.why}",
-        }
-        for stored in decisions
-    ]
-    rows.sort(key=lambda row: row["at"], reverse=True)
+        runs = await store.runs(target, limit, states=tuple(map(RunState, states)), since=begin)
+        decisions = [] if states else await store.decisions(target, limit, since=begin)
+    rows = history_rows(runs, decisions, limit)
     if as_json:
-        show_json(rows[:limit])
+        show_json(rows)
         return
-    listed = table("when", "id", "target", "what", "outcome", "who", "why")
-    for row in rows[:limit]:
-        cells = [safe(row[name]) for name in ("id", "target", "what", "state", "who", "why")]
-        listed.add_row(f"{row['at']:%m-%d %H:%M:%S}", *cells)
-    console().print(listed)
+    show_history(console(), rows, is_terminal=is_terminal())
 
 
-@click.command()
-@click.argument("id_")
+def _since(text: str) -> datetime:
+    """The time that a duration or an ISO time names."""
+    try:
+        return utc_now() - timedelta(seconds=parse_duration(text))
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--since: {text!r} is neither a duration such as 2h nor a time such as 2026-11-22T10:00Z"
+        ) from None
+    if moment.tzinfo is None:
+        raise UsageError(f"--since: {text!r} needs a zone, such as {text}Z")
+    return moment
+
+
+@click.command(
+    cls=Manual,
+    changes=NOTHING,
+    examples=(
+        ("Why was this rolled back (or not)?", "rollbackd explain decision-20261122T221503-9f3c21aa"),
+        ("The decision behind a run:", "rollbackd explain run-20261122T221509-1b2c3d4e"),
+        ("Every input, byte for byte:", "rollbackd explain run-20261122T221509-1b2c3d4e --json"),
+    ),
+    exits={1: "there is no such decision or run, or a person asked for the run"},
+    environment={**CONFIGURATION, **TERMINAL},
+)
+@click.argument("id_", metavar="ID", shell_complete=completing.runs_and_decisions)
 @json_option
 @click.pass_obj
 @asynchronous
 async def explain(config: Path, id_: str, as_json: bool) -> None:
-    """Explain a decision (or the one behind a run): facts, reasons, row, gates, what was set aside."""
-    async with reading(config) as (_, store, _):
+    """Explain a decision, or the one behind a run: facts, numbers, row, gates, and what would have changed the answer.
+
+    For each fact the nearest other value is named that would have led to another action; for the gates, which one, met alone,
+    would have let it run. Thresholds are today's.
+    """
+    async with reading(config) as (configuration, store, _):
         stored = await store.decision(id_)
         run = await store.run(id_)
         if stored is None and run is not None and run.decision:
@@ -155,40 +176,43 @@ async def explain(config: Path, id_: str, as_json: bool) -> None:
             if run
             else f"there is no decision or run {id_}"
         )
+    found = explanation(stored, configuration.matrix, configuration.settings.target(stored.target))
     if as_json:
-        document = msgspec.to_builtins(stored)
-        document["inputs"] = msgspec.json.decode(stored.inputs_json)
-        document.pop("inputs_json")
-        show_json(document)
+        show_json(found)
         return
-    _explain(stored)
+    show_explanation(console(), found, utc_now())
 
 
-def _explain(stored: StoredDecision) -> None:
-    out = console()
-    decision = stored.decision
-    out.print(f"[bold]{decision.action}[/] by row [bold]{safe(decision.row)}[/]: {safe(decision.why)}")
-    out.print(
-        f"  {safe(stored.id)}, {stored.at:%F %T} UTC, {safe(stored.outcome)}{' ' + stored.run if stored.run else ''}"
-    )
-    for name, value in msgspec.to_builtins(decision.facts).items():
-        out.print(f"  {name:<12} {value:<16} {safe(decision.reasons.get(name, ''))}")
-    for text in decision.set_aside:
-        out.print(f"  set aside: {safe(text)}")
-    for gate in decision.gates:
-        out.print(f"  gate {gate.gate:<10} {gate.state:<13} {safe(gate.reason)}")
-
-
-@click.command()
-@click.argument("run")
+@click.command(
+    cls=Manual,
+    changes="Nothing, but for the file of --output.",
+    examples=(
+        (
+            "For the incident's page:",
+            "rollbackd report run-20261122T221509-1b2c3d4e --format html --output report.html",
+        ),
+        ("For a program:", "rollbackd report run-20261122T221509-1b2c3d4e --format json | jq .findings"),
+    ),
+    exits={1: "there is no such run"},
+    environment=CONFIGURATION,
+)
+@click.argument("run", shell_complete=completing.runs)
 @click.option(
-    "--format", "format_", type=click.Choice(["md", "html", "json"]), default="md", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["md", "html", "json"]),
+    default="md",
+    show_default=True,
+    help="How it is written.",
 )
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
 @click.pass_obj
 @asynchronous
 async def report(config: Path, run: str, format_: str, output: Path | None) -> None:
-    """Write a run's report."""
+    """Write a run's report: what was done and why, every statement that ran, backups, archives, what is left to do.
+
+    It may be written at any time; of a run that isn't finished it says how far that has come.
+    """
     async with reading(config) as (_, _, reporting):
         if format_ == "html":
             text = await reporting.page(run)

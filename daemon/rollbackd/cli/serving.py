@@ -7,30 +7,65 @@ import click
 from rollbackd.app.configuration import load_configuration, load_hooks
 from rollbackd.app.daemon import serve as run_daemon
 from rollbackd.app.local import ROLES, drop_token, guarding, make_token, reading
+from rollbackd.cli import completing
 from rollbackd.cli.main import asynchronous
-from rollbackd.cli.output import OUTCOME_ICONS, console, safe, show_json, table
+from rollbackd.cli.manual import CONFIGURATION, TERMINAL, Manual
+from rollbackd.cli.output import OUTCOME_ICONS, console, json_option, safe, show_json, table
 from rollbackd.workflow.readiness import check_readiness
 
 
-@click.command()
+@click.command(
+    cls=Manual,
+    changes="The store; and, as far as 'policy.mode' lets it, whatever 'rollbackd rollback' changes.",
+    examples=(
+        ("In the foreground, to see how it does:", "rollbackd --config rollbackd.toml serve"),
+        ("As a service:", "systemctl enable --now rollbackd"),
+    ),
+    exits={0: "SIGTERM came, and what was under way is finished"},
+    environment={
+        **CONFIGURATION,
+        "CREDENTIALS_DIRECTORY": "where systemd put the credentials that 'file:' names without a folder",
+    },
+)
 @click.pass_obj
 @asynchronous
 async def serve(config: Path) -> None:
-    """Run the daemon until SIGTERM; a step that is under way is finished first."""
+    """Run the daemon until SIGTERM; a step that is under way is finished first.
+
+    A run that was under way when the last daemon ended is taken up: each remaining step is looked at before it is done.
+    """
     await run_daemon(config)
 
 
-@click.command()
+@click.command(
+    cls=Manual,
+    changes="Nothing. It asks the databases, interpreters and programs that the configuration names.",
+    examples=(
+        ("Before the daemon is started or restarted:", "rollbackd --config rollbackd.toml check-config"),
+        ("In CI, where no database is in reach:", "rollbackd --config rollbackd.toml check-config --offline"),
+    ),
+    exits={
+        0: "it can work; warnings are named",
+        1: "something that is needed isn't there, or may not be done",
+    },
+    environment={**CONFIGURATION, **TERMINAL},
+)
 @click.option(
     "--offline", is_flag=True, help="Look at the files alone; ask no database, interpreter or program."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_obj
 @asynchronous
 async def check_config(config: Path, offline: bool, as_json: bool) -> int:
-    """Name every problem of the configuration, by its path, and what the configured roles may do."""
+    """Name every problem of the configuration, by its path, and what the configured roles may do.
+
+    The decision matrix is proved: every combination of facts is tried.
+    """
     configuration = load_configuration(config)
     hooks = load_hooks(configuration)
+    if offline and as_json:
+        show_json({target.name: [] for target in configuration.settings.targets})
+        return 0
     if offline:
         click.echo(
             f"{config}: {len(configuration.settings.targets)} targets, {len(hooks)} hooks, the matrix is proved"
@@ -62,10 +97,26 @@ async def check_config(config: Path, offline: bool, as_json: bool) -> int:
 
 @click.group()
 def tokens() -> None:
-    """Make, revoke and list API tokens."""
+    """Make, revoke and list API tokens.
+
+    Each of the commands below has a page of its own: 'rollbackd tokens COMMAND --help'.
+    """
 
 
-@tokens.command("create")
+@tokens.command(
+    "create",
+    cls=Manual,
+    changes="The store has one more token, as its digest.",
+    examples=(
+        (
+            "For a CD job, which may ask for rollbacks and use the gate:",
+            "rollbackd tokens create ci --role operate",
+        ),
+        ("For a person who may approve:", "rollbackd tokens create ann --role read --role approve"),
+    ),
+    exits={1: "there is a token of this name, or the name can't be one"},
+    environment=CONFIGURATION,
+)
 @click.argument("name")
 @click.option(
     "--role",
@@ -75,25 +126,47 @@ def tokens() -> None:
     required=True,
     help="May be given several times.",
 )
+@json_option
 @click.pass_obj
 @asynchronous
-async def create_token(config: Path, name: str, roles: tuple[str, ...]) -> None:
+async def create_token(config: Path, name: str, roles: tuple[str, ...], as_json: bool) -> None:
     """Make a token and print it, once: only its digest is kept."""
-    click.echo(await make_token(config, name, roles))
+    token = await make_token(config, name, roles)
+    if as_json:
+        show_json({"name": name, "roles": list(roles), "token": token})
+        return
+    click.echo(token)
 
 
-@tokens.command("revoke")
-@click.argument("name")
+@tokens.command(
+    "revoke",
+    cls=Manual,
+    changes="The token is unknown from now on. What was asked for with it stays.",
+    examples=(("Somebody has left:", "rollbackd tokens revoke ann"),),
+    exits={1: "there is no such token"},
+    environment=CONFIGURATION,
+)
+@click.argument("name", shell_complete=completing.tokens)
+@json_option
 @click.pass_obj
 @asynchronous
-async def revoke_token(config: Path, name: str) -> None:
+async def revoke_token(config: Path, name: str, as_json: bool) -> None:
     """Revoke a token; from then on it is unknown."""
     await drop_token(config, name)
+    if as_json:
+        show_json({"name": name, "revoked": True})
+        return
     click.echo(f"{name} is revoked")
 
 
-@tokens.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@tokens.command(
+    "list",
+    cls=Manual,
+    changes="Nothing: it only reads.",
+    examples=(("Who may ask what?", "rollbackd tokens list"),),
+    environment={**CONFIGURATION, **TERMINAL},
+)
+@json_option
 @click.pass_obj
 @asynchronous
 async def list_tokens(config: Path, as_json: bool) -> None:

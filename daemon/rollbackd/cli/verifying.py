@@ -14,7 +14,9 @@ import click
 import msgspec
 
 from rollbackd.app.verifying import Folder, verify_migrations
+from rollbackd.cli import completing
 from rollbackd.cli.main import asynchronous
+from rollbackd.cli.manual import CONFIGURATION, Manual
 from rollbackd.core.verification import (
     FAILING,
     Fault,
@@ -30,8 +32,23 @@ EMBEDDED = "embedded"
 FORMATS = ("auto", "text", "json", "github")
 
 
-@click.command("verify-migrations")
-@click.argument("target", required=False)
+@click.command(
+    "verify-migrations",
+    cls=Manual,
+    changes="Databases in scratch, which it makes and drops; the file of --baseline with --write-baseline. A configured target's"
+    " database is only read.",
+    examples=(
+        (
+            "In the project's folder, with its interpreter active:",
+            "rollbackd verify-migrations --python python3 --url environment:DATABASE_URL",
+        ),
+        ("Only what is new on this branch:", "rollbackd verify-migrations --from a1b2c3d4e5f6"),
+        ("Old faults don't count:", "rollbackd verify-migrations --baseline .rollbackd-baseline.json"),
+    ),
+    exits={1: "a migration has a fault that counts"},
+    environment={**CONFIGURATION, "GITHUB_ACTIONS": "when it is true, --format auto writes annotations"},
+)
+@click.argument("target", required=False, shell_complete=completing.targets)
 @click.option(
     "--directory", default="", help="The folder with alembic.ini, where no target is configured. [default: .]"
 )
@@ -49,7 +66,9 @@ FORMATS = ("auto", "text", "json", "github")
     show_default=True,
     help="How env.py comes by its database: own, option or environment:NAME.",
 )
-@click.option("--version-table", default="alembic_version", show_default=True)
+@click.option(
+    "--version-table", default="alembic_version", show_default=True, help="The table that holds the stamp."
+)
 @click.option("--version-table-schema", default="", help="Its schema, where it isn't the default one.")
 @click.option(
     "--scratch",

@@ -64,6 +64,13 @@ class StateDocument(msgspec.Struct, frozen=True, kw_only=True):
     rehearsed: bool = False
 
 
+class DocumentedHeads(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a `StateDocument` what every look at a target needs; the schema may weigh a megabyte."""
+
+    heads: tuple[str, ...]
+    taken_at: datetime
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One deploy of a release to one target, watched from its start to the end of its bake time.
 

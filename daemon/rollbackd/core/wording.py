@@ -21,15 +21,18 @@ def took(seconds: float) -> str:
     return f"{whole} s"
 
 
+def about(seconds: float) -> str:
+    """A duration in its largest unit: `0 s`, `40 s`, `3 min`."""
+    words = took(seconds if seconds >= 10 else round(seconds)) if seconds >= 0.5 else "0 s"
+    return " ".join(words.replace(".0 s", " s").split(" ")[:2])
+
+
 def ago(at: datetime, now: datetime) -> str:
     """How long ago something was, in its largest unit: `just now`, `40 s ago`, `3 min ago`; `in 5 min` for what comes."""
     seconds = (now - at).total_seconds()
     if abs(seconds) < 1:
         return "just now"
-    words = took(abs(seconds) if abs(seconds) >= 10 else round(abs(seconds)))
-    parts = words.replace(".0 s", " s").split(" ")
-    largest = " ".join(parts[:2])
-    return f"{largest} ago" if seconds > 0 else f"in {largest}"
+    return f"{about(seconds)} ago" if seconds > 0 else f"in {about(-seconds)}"
 
 
 def size(size_bytes: float) -> str:

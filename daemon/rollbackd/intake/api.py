@@ -8,7 +8,6 @@ from aiohttp import web
 
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.planning.steps import step_text
-from rollbackd.core.records import Deployment
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
@@ -33,6 +32,7 @@ from rollbackd.workflow.callers import (
     status_of,
 )
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
+from rollbackd.workflow.overview import Overview, describe_decision, describe_deployment
 from rollbackd.workflow.rehearsing import describe_rehearsal
 from rollbackd.workflow.reporting import PAGE_POLICY, Reporting
 from rollbackd.workflow.runs import describe_run
@@ -131,6 +131,7 @@ class Api:
         self._store = store
         self._operations = operations
         self._reporting = reporting
+        self._overview = Overview(settings, store, clock, operations.progress)
         self._watches = watches
 
     def routes(self) -> list[web.RouteDef]:
@@ -184,27 +185,8 @@ class Api:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     async def targets(self, request: web.Request, caller: Caller) -> Any:
-        """Every target, what is watched on it, and its newest run."""
-        watched = {d.target: d for d in await self._store.watched_deployments()}
-        now = self._clock.now()
-        pauses = {p.target: p for p in await self._store.pauses() if p.holds(now)}
-        found = []
-        for target in self._settings.targets:
-            runs = await self._store.runs(target.name, 1)
-            deployment = watched.get(target.name)
-            pause = pauses.get(target.name) or pauses.get(EVERYTHING)
-            found.append(
-                {
-                    "name": target.name,
-                    "service": target.service,
-                    "environment": target.environment,
-                    "mode": str(target.mode),
-                    "watching": describe_deployment(deployment) if deployment else None,
-                    "run": describe_run(runs[0]) if runs else None,
-                    "paused": msgspec.to_builtins(pause) if pause else None,
-                }
-            )
-        return found
+        """Every target (or `?target=`): where it stands, what is watched on it, its newest run with its steps."""
+        return await self._overview.targets(request.query.get("target"))
 
     async def deployments(self, request: web.Request, caller: Caller) -> Any:
         """The newest deployments."""
@@ -216,18 +198,7 @@ class Api:
         found = await self._store.decisions(
             request.query.get("target"), _limit(request), request.query.get("deployment")
         )
-        return [
-            {
-                "id": d.id,
-                "target": d.target,
-                "deployment": d.deployment,
-                "at": d.at,
-                "outcome": d.outcome,
-                "run": d.run,
-                "decision": msgspec.to_builtins(d.decision),
-            }
-            for d in found
-        ]
+        return [describe_decision(decision) for decision in found]
 
     async def deliveries(self, request: web.Request, caller: Caller) -> Any:
         """The newest deliveries and what became of each."""
@@ -239,19 +210,8 @@ class Api:
         return [describe_run(run) for run in found]
 
     async def run(self, request: web.Request, caller: Caller) -> Any:
-        """One run with its plan, its journal and its progress."""
-        run_id = request.match_info["id"]
-        run = await self._store.run(run_id)
-        if run is None:
-            raise NotFoundError(f"there is no run {run_id}")
-        progress = self._operations.progress(run_id)
-        return {
-            **describe_run(run),
-            "plan": msgspec.to_builtins(run.plan),
-            "step_texts": [step_text(step) for step in run.plan.steps],
-            "journal": msgspec.to_builtins(await self._store.journal_of(run_id)),
-            "progress": msgspec.to_builtins(progress) if progress else None,
-        }
+        """One run with its plan, its journal, its steps and its progress."""
+        return await self._overview.run(request.match_info["id"])
 
     async def report(self, request: web.Request, caller: Caller) -> Any:
         """The report, as a page, Markdown or JSON."""
@@ -403,13 +363,6 @@ class Api:
 def _require_local(caller: Caller) -> None:
     if not caller.is_local:
         raise UnidentifiedError(403, "tokens are made and revoked on the daemon's own machine alone")
-
-
-def describe_deployment(deployment: Deployment) -> dict[str, Any]:
-    """A deployment for people and machines."""
-    found: dict[str, Any] = msgspec.to_builtins(deployment)
-    found["price_text"] = deployment.price.text() if deployment.price is not None else ""
-    return found
 
 
 def error_response(error: RollbackdError) -> web.Response:

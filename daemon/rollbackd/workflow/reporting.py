@@ -7,10 +7,11 @@ import msgspec
 from rollbackd.core.archives import SCHEMA, ArchiveEntry
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding
+from rollbackd.core.course import StepCourse, course_of
 from rollbackd.core.evidence import Measurement, Signal
 from rollbackd.core.matrix import Action
 from rollbackd.core.planning.plan import Plan, WayBack
-from rollbackd.core.planning.steps import RecoverLost, step_text
+from rollbackd.core.planning.steps import RecoverLost
 from rollbackd.core.records import (
     BackupRecord,
     Deployment,
@@ -129,7 +130,7 @@ class Reporting:
             counts_before=_counts(journal, last=False),
             counts_after=_counts(journal, last=True),
             backups=tuple(_report_backup(backup, guarded) for backup in backups),
-            steps=tuple(_report_step(run, number, journal) for number in range(len(run.plan.steps))),
+            steps=tuple(_report_step(step) for step in course_of(run.plan, journal)),
             log=_statements(log),
             findings=_findings(journal),
             loses=run.plan.loses,
@@ -151,7 +152,7 @@ class Reporting:
         """How far the run has come, what was proved, and what its rehearsal said."""
         journal = await self._store.journal_of(run.id)
         return Outline(
-            steps=tuple(_report_step(run, number, journal) for number in range(len(run.plan.steps))),
+            steps=tuple(_report_step(step) for step in course_of(run.plan, journal)),
             backups=tuple(await self._backups(run, journal)),
             rehearsal=_rehearsal(run.plan),
         )
@@ -251,27 +252,16 @@ def _report_backup(backup: BackupRecord, guarded: Guarded | None) -> ReportBacku
     )
 
 
-def _report_step(run: Run, number: int, journal: list[StepRecord]) -> ReportStep:
-    records = [r for r in journal if r.step == number]
-    outcome, note = "not begun", ""
-    if records:
-        last = records[-1]
-        outcome = "under way" if last.phase is StepPhase.INTENT else str(last.phase)
-        note = str(last.evidence.get("statement") or last.evidence.get("error") or "")
-        if last.evidence.get("reused"):
-            note = f"took over {last.evidence['backup']}"
-        elif last.evidence.get("found"):
-            note = "was found done"
-    ended = records[-1].at if records and records[-1].phase is not StepPhase.INTENT else None
+def _report_step(course: StepCourse) -> ReportStep:
     return ReportStep(
-        number=number,
-        text=step_text(run.plan.steps[number]),
-        kind=run.plan.steps[number].kind,
-        outcome=outcome,
-        began_at=records[0].at if records else None,
-        ended_at=ended,
-        attempts=max((r.attempt for r in records), default=0),
-        note=note,
+        number=course.number,
+        text=course.text,
+        kind=course.kind,
+        outcome=course.stands.replace("_", " "),
+        began_at=course.began_at,
+        ended_at=course.ended_at,
+        attempts=course.attempts,
+        note=course.note,
     )
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from rollbackd.adapters.store import tables as t
+from rollbackd.adapters.store.names import DATABASE
 from rollbackd.adapters.store.schema import bring_up_to_date
 from rollbackd.adapters.store.writer import Writer
 from rollbackd.core.events import Event
@@ -32,6 +33,7 @@ from rollbackd.core.records import (
     BackupRecord,
     Delivery,
     Deployment,
+    DocumentedHeads,
     Incident,
     LogLine,
     QueuedEvent,
@@ -45,7 +47,6 @@ from rollbackd.core.run import FINISHED, RunState, StepPhase, check_passage
 from rollbackd.errors import NotFoundError, RefusedError, StoreUnavailableError
 from rollbackd.ports import AcceptedDelivery
 
-DATABASE = "rollbackd.sqlite"
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
@@ -298,6 +299,16 @@ class SqliteStore:
             query = query.where(t.document.c.taken_at <= before.timestamp())
         return await self._one(query.order_by(t.document.c.taken_at.desc()).limit(1), StateDocument)
 
+    async def latest_heads(self, target: str) -> DocumentedHeads | None:
+        """The heads of the newest state that was seen, and when."""
+        query = (
+            select(t.document.c.body)
+            .where(t.document.c.target == target, t.document.c.rehearsed == 0)
+            .order_by(t.document.c.taken_at.desc())
+            .limit(1)
+        )
+        return await self._one(query, DocumentedHeads)
+
     async def save_decision(self, decision: StoredDecision) -> None:
         """Add a decision, or note what came of it."""
         await self._upsert(
@@ -316,10 +327,17 @@ class SqliteStore:
         )
 
     async def decisions(
-        self, target: str | None, limit: int, deployment: str | None = None
+        self,
+        target: str | None,
+        limit: int,
+        deployment: str | None = None,
+        *,
+        since: datetime | None = None,
     ) -> list[StoredDecision]:
         """The newest first."""
         query = select(t.decision.c.body).order_by(t.decision.c.at.desc()).limit(limit)
+        if since is not None:
+            query = query.where(t.decision.c.at >= since.timestamp())
         if target is not None:
             query = query.where(t.decision.c.target == target)
         if deployment is not None:
@@ -409,13 +427,25 @@ class SqliteStore:
         """One, by id."""
         return await self._one(select(t.run.c.body).where(t.run.c.id == run_id), Run)
 
-    async def runs(self, target: str | None, limit: int, deployment: str | None = None) -> list[Run]:
-        """The newest first."""
+    async def runs(
+        self,
+        target: str | None,
+        limit: int,
+        deployment: str | None = None,
+        *,
+        states: tuple[RunState, ...] = (),
+        since: datetime | None = None,
+    ) -> list[Run]:
+        """The newest first; with `states` those in one of them."""
         query = select(t.run.c.body).order_by(t.run.c.created_at.desc()).limit(limit)
         if target is not None:
             query = query.where(t.run.c.target == target)
         if deployment is not None:
             query = query.where(t.run.c.deployment == deployment)
+        if states:
+            query = query.where(t.run.c.state.in_(states))
+        if since is not None:
+            query = query.where(t.run.c.created_at >= since.timestamp())
         return await self._many(query, Run)
 
     async def newest_runs(self) -> list[Run]:
@@ -482,6 +512,17 @@ class SqliteStore:
             select(t.log.c.step, t.log.c.at, t.log.c.text).where(t.log.c.run == run_id).order_by(t.log.c.seq)
         )
         return [LogLine(run=run_id, step=r[0], at=_time(r[1]), text=r[2]) for r in await self._rows(query)]
+
+    async def last_log_line(self, run_id: str) -> LogLine | None:
+        """The newest line of a run's execution log."""
+        query = (
+            select(t.log.c.step, t.log.c.at, t.log.c.text)
+            .where(t.log.c.run == run_id)
+            .order_by(t.log.c.seq.desc())
+            .limit(1)
+        )
+        found = [LogLine(run=run_id, step=r[0], at=_time(r[1]), text=r[2]) for r in await self._rows(query)]
+        return found[0] if found else None
 
     # -- backups, incidents, approvals, pauses, tokens -----------------------------------------------------------------
 
