@@ -26,10 +26,14 @@ class Terminal:
     def __init__(self, config: Path, *argv: str, columns: int = 80, rows: int = 50, **extra: str) -> None:
         command = [sys.executable, "-m", "rollbackd", "--config", str(config), *argv]
         env = {**environment(), "TERM": "xterm-256color", **extra}
-        env.pop("NO_COLOR", None) if "NO_COLOR" not in extra else None
+        if "NO_COLOR" not in extra:
+            env.pop("NO_COLOR", None)
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
+            # Whoever runs the tests in the background ignores Ctrl-C; this terminal's person doesn't.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(command[0], command, env)
+        self._ended = False
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.raw = ""
         self._bytes = b""
@@ -48,15 +52,20 @@ class Terminal:
     def end(self) -> int:
         """Read what is left; the exit code."""
         deadline = time.monotonic() + PATIENCE_S
-        try:
-            while self._read():
-                if time.monotonic() > deadline:
-                    os.kill(self.pid, signal.SIGKILL)
-                    raise AssertionError(f"it doesn't end: {self.raw[-2000:]}")
-        finally:
-            os.close(self._terminal)
-            status = os.waitpid(self.pid, 0)[1]
-        return os.waitstatus_to_exitcode(status)
+        while self._read():
+            assert time.monotonic() < deadline, f"it doesn't end: {self.raw[-2000:]}"
+        return self._reap()
+
+    def kill(self) -> None:
+        """End it, if it hasn't ended; for tests that fail."""
+        if not self._ended:
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap()
+
+    def _reap(self) -> int:
+        self._ended = True
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def frames(self) -> int:
         """How often something was drawn over what was there."""

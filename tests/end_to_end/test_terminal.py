@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,12 +29,41 @@ ROLLBACK = (
 RUN = re.compile(r"run-\d{8}T\d{6}-[0-9a-f]{8}")
 
 
-def piped(ground: Ground, *argv: str) -> subprocess.Popen[str]:
-    """A command of ours on a pipe, started."""
-    command = [sys.executable, "-m", "rollbackd", "--config", str(ground.config), *argv]
-    return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+Piped = Callable[..., "subprocess.Popen[str]"]
+InTerminal = Callable[..., Terminal]
+
+
+@pytest.fixture
+def piped(shop: Ground) -> Iterator[Piped]:
+    """Starts a command of ours on a pipe; none is left running."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*argv: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "rollbackd", "--config", str(shop.config), *argv]
+        made = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(made)
+        return made
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+@pytest.fixture
+def in_terminal(shop: Ground) -> Iterator[InTerminal]:
+    """Starts a command of ours in a terminal; none is left running."""
+    started: list[Terminal] = []
+
+    def start(*argv: str, columns: int = 80, **extra: str) -> Terminal:
+        started.append(Terminal(shop.config, *argv, columns=columns, **extra))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
 
 
 def ended(watch: "subprocess.Popen[str]") -> list[str]:
@@ -44,14 +74,16 @@ def ended(watch: "subprocess.Popen[str]") -> list[str]:
     return out.splitlines()
 
 
-def test_a_rollback_is_a_tree_on_a_terminal_and_a_line_for_each_change_on_a_pipe(shop: Ground) -> None:
+def test_a_rollback_is_a_tree_on_a_terminal_and_a_line_for_each_change_on_a_pipe(
+    shop: Ground, piped: Piped, in_terminal: InTerminal
+) -> None:
     """The same run, watched in three ways: followed at 80 columns, by `status --watch` on a pipe, and as JSON lines."""
     shop.start()
-    lines, documents = piped(shop, "status", "--watch"), piped(shop, "status", "--watch", "--json")
+    lines, documents = piped("status", "--watch"), piped("status", "--watch", "--json")
     for watch in (lines, documents):
         assert watch.stdout is not None
         watch.stdout.readline()
-    followed = Terminal(shop.config, *ROLLBACK, columns=80)
+    followed = in_terminal(*ROLLBACK, columns=80)
     assert followed.end() == 0, followed.raw
     assert followed.frames() > 5
     left = followed.left()
@@ -70,7 +102,7 @@ def test_a_rollback_is_a_tree_on_a_terminal_and_a_line_for_each_change_on_a_pipe
         lambda: json.loads(shop.rollbackd("status", "--json").stdout)[0]["run"]["state"] == "succeeded",
         "ended",
     )
-    coloured, plain = Terminal(shop.config, "status"), Terminal(shop.config, "status", NO_COLOR="1")
+    coloured, plain = in_terminal("status"), in_terminal("status", NO_COLOR="1")
     assert (coloured.end(), plain.end()) == (0, 0)
     assert coloured.colours()
     assert not plain.colours()
@@ -85,12 +117,14 @@ def test_a_rollback_is_a_tree_on_a_terminal_and_a_line_for_each_change_on_a_pipe
     assert (last[0]["name"], last[0]["run"]["id"], last[0]["run"]["state"]) == ("shop", run, "succeeded")
 
 
-def test_a_watch_is_redrawn_in_place_and_goes_on_when_the_daemon_goes(shop: Ground) -> None:
+def test_a_watch_is_redrawn_in_place_and_goes_on_when_the_daemon_goes(
+    shop: Ground, in_terminal: InTerminal
+) -> None:
     """On the terminal's other screen; Ctrl-C ends it with 0, and the last view stays. The held run says what to do."""
     shop.configure(checks=[{"name": "never", "sql": "SELECT name FROM customers LIMIT 1"}])
     held = json.loads(shop.rollbackd(*ROLLBACK, "--json").stdout)
     shop.start()
-    watch = Terminal(shop.config, "status", "--watch", columns=80)
+    watch = in_terminal("status", "--watch", columns=80)
     watch.until("waiting for a person")
     assert "\x1b[?1049h" in watch.raw, "the terminal's other screen"
     assert "no daemon answers" not in watch.raw
@@ -105,11 +139,13 @@ def test_a_watch_is_redrawn_in_place_and_goes_on_when_the_daemon_goes(shop: Grou
     assert "own:never" in stays
 
 
-def test_following_can_be_left_and_the_run_goes_on_in_the_daemon(shop: Ground) -> None:
+def test_following_can_be_left_and_the_run_goes_on_in_the_daemon(
+    shop: Ground, in_terminal: InTerminal
+) -> None:
     """Ctrl-C ends the following alone, with 130, and says where the run is to be seen."""
     shop.configure(deployment={"environment": {"MOMENT_S": "2"}})
     shop.start()
-    followed = Terminal(shop.config, *ROLLBACK)
+    followed = in_terminal(*ROLLBACK)
     followed.until("stop the application")
     wait_until(lambda: shop.commands() == ["stop"], shop.words)
     followed.interrupt()
@@ -119,10 +155,10 @@ def test_following_can_be_left_and_the_run_goes_on_in_the_daemon(shop: Ground) -
     assert run["state"] == "succeeded", run["statement"]
 
 
-def test_whoever_stops_reading_ends_a_watch_quietly(shop: Ground) -> None:
+def test_whoever_stops_reading_ends_a_watch_quietly(shop: Ground, piped: Piped) -> None:
     """As in `rollbackd status --watch | head -1`: no traceback."""
     shop.start()
-    watch = piped(shop, "status", "--watch")
+    watch = piped("status", "--watch")
     assert watch.stdout is not None
     assert watch.stdout.readline()
     watch.stdout.close()
@@ -130,3 +166,5 @@ def test_whoever_stops_reading_ends_a_watch_quietly(shop: Ground) -> None:
     assert watch.wait(30) == 141
     assert watch.stderr is not None
     assert watch.stderr.read() == ""
+    # Nothing is left to be read when the fixture looks.
+    watch.stdout = None

@@ -116,12 +116,16 @@ class Nothing:
 
 
 class Lines:
-    """A line for each record of the journal, and now and then one for the progress."""
+    """A line for each record of the journal, and now and then one for the progress.
+
+    When nobody reads any more it falls silent: a run isn't stopped because of that.
+    """
 
     def __init__(self) -> None:
         self._records = 0
         self._began = False
         self._note = ""
+        self._is_heard = True
         self._told_progress = utc_now()
 
     def show(self, run: dict[str, Any]) -> None:
@@ -130,21 +134,28 @@ class Lines:
         self._note = ""
         if not self._began:
             self._began = True
-            click.echo(f"{clock(now)}  {'run':<7} {run['id']}")
+            self._tell(f"{clock(now)}  {'run':<7} {run['id']}")
         for line in journal_lines(run, self._records):
-            click.echo(line)
+            self._tell(line)
             self._told_progress = now
         self._records = len(run["journal"])
         if (now - self._told_progress).total_seconds() >= PROGRESS_EVERY_S:
             self._told_progress = now
             if line := progress_line(run, now):
-                click.echo(line)
+                self._tell(line)
 
     def note(self, text: str) -> None:
         """Once, however often it is said."""
         if text != self._note:
             self._note = text
             click.echo(f"rollbackd: {text}", err=True)
+
+    def _tell(self, line: str) -> None:
+        if self._is_heard:
+            try:
+                click.echo(line)
+            except BrokenPipeError:
+                self._is_heard = False
 
 
 class LiveTree:
