@@ -94,7 +94,7 @@ def test_the_price_grows_with_what_only_the_new_schema_holds_and_ends_with_the_w
     (target,) = ground.ask("GET", "/api/v1/targets")[1]
     assert target["watching"]["version"] == NEW
     assert target["watching"]["price_text"] == text
-    assert f"  {text}" in ground.rollbackd("status").stdout.splitlines()
+    assert f"  ↩ {text}" in ground.rollbackd("status").stdout.splitlines()
     (status,) = json.loads(ground.rollbackd("status", "--json").stdout)
     assert status["price_text"] == text
 
