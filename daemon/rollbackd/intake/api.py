@@ -11,7 +11,6 @@ from rollbackd.core.planning.steps import step_text
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
-    NotFoundError,
     RollbackdError,
     UsageError,
 )
