@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def find_program(name: str, *alternatives: str) -> Path:
 def require_program() -> RequireProgram:
     """`require_program("alertmanager", "prometheus-alertmanager")` is the path of the first that is installed."""
     return find_program
+
+
+def pytest_configure() -> None:
+    """A shell that runs us in the background has SIGINT ignored, and so would be by all that the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
