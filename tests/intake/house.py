@@ -179,11 +179,17 @@ async def build(rig: Rig, folder: Path, deadlines: Deadlines, **server: Any) -> 
     )
     metrics = Metrics(rig.targets, tuple(hooks), {})
     rig.happenings.listen(metrics.listen)
-    deliveries = Deliveries(loaded, rig.store, rig.clock, rig.happenings, rig.pipeline.wake, MOST_BYTES)
+    deliveries = Deliveries(loaded, rig.store, rig.clock, rig.happenings, rig.pipeline.wake)
     sessions = Sessions(rig.store, rig.clock)
-    api = Api(settings, rig.store, rig.operations, rig.reporting, rig.pipeline, rig.clock, sessions)
+
+    async def reload() -> dict[str, object]:
+        return {"changed": [], "waiting": {}}
+
+    api = Api(
+        rig.guarded, rig.store, rig.operations, rig.reporting, rig.pipeline, rig.clock, sessions, reload
+    )
     console = Console(
-        Pages(settings, rig.store, rig.operations, rig.reporting, rig.clock),
+        Pages(rig.guarded, rig.store, rig.operations, rig.reporting, rig.clock),
         rig.operations,
         rig.reporting,
         sessions,

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,8 +51,10 @@ from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.operations import Operations
 from rollbackd.workflow.pipeline import Pipeline
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.pulse import Pulse
 from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import Runs
+from rollbackd.workflow.targets import Targets
 
 PATIENCE_S = 30.0
 COMMAND = Command(command=("do",), done_when=("look",))
@@ -84,10 +87,15 @@ class Rig:
         self.told: list[tuple[str, dict[str, object]]] = []
         self.happenings = Happenings()
         self.happenings.listen(lambda name, fields: self.told.append((name, fields)))
-        self.guarded = {t.name: self.guard(t) for t in self.targets}
+        self.guarded: Targets = self.guard_all()
         self.task: asyncio.Task[None] | None = None
         self.sent = 0
         self.wire()
+
+    def guard_all(self) -> Targets:
+        return Targets(
+            [self.guard(target) for target in self.targets], lambda one: Planner(one, self.store, self.clock), self.happenings,
+        )  # fmt: skip
 
     def guard(self, target: Target) -> Guarded:
         world = self.world
@@ -102,14 +110,17 @@ class Rig:
         path = resource("config", "decision-matrix.toml")
         matrix = load_matrix(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
         store, clock, guarded, happenings = self.store, self.clock, self.guarded, self.happenings
-        planners = {name: Planner(one, store, clock) for name, one in guarded.items()}
+        planners = guarded.planners
+        self.pulse = Pulse(time.monotonic)
         self.engine = Engine(store, clock, guarded, happenings)
         self.runs = Runs(store, clock, self.engine, guarded, self.announcer, happenings)
         self.operations = Operations(store, clock, guarded, planners, self.runs, happenings)
         self.deciding = Deciding(
             matrix, store, clock, guarded, planners, self.runs, self.announcer, happenings
         )
-        self.pipeline = Pipeline(store, clock, guarded, planners, self.deciding, self.operations, happenings)
+        self.pipeline = Pipeline(
+            store, clock, guarded, self.deciding, self.operations, happenings, self.pulse
+        )
         self.reporting = Reporting(store, clock, guarded, report_page)
 
     async def start(self) -> None:

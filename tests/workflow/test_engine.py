@@ -630,7 +630,7 @@ async def test_a_run_of_a_target_that_is_no_longer_configured_leaves_the_others_
         connection.execute(
             'UPDATE run SET body = CAST(replace(body, \'"state":"held"\', \'"state":"running"\') AS BLOB)'
         )
-    rig.guarded.clear()
+    rig.guarded.bring_in((), rig.guard)
     rig.wire()
     await rig.start()
     assert [r.state for r in await rig.store.unfinished_runs()] == [RunState.RUNNING]

@@ -14,7 +14,7 @@ from rollbackd.workflow.overview import Overview
 
 def overview(rig: Rig, progress: dict[str, Progress] | None = None) -> Overview:
     settings = Settings(targets=tuple(one.settings for one in rig.guarded.values()))
-    return Overview(settings, rig.store, rig.clock, (progress or {}).get)
+    return Overview(lambda: settings.targets, rig.store, rig.clock, (progress or {}).get)
 
 
 async def test_a_target_at_rest_has_every_key_and_nothing_in_it(rig: Rig) -> None:

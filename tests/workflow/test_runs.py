@@ -137,7 +137,7 @@ async def test_an_abandoned_run_frees_the_database_and_keeps_why_it_was_held(rig
 
 async def test_a_run_of_a_target_that_is_no_longer_configured_can_still_expire(make_rig: MakeRig) -> None:
     rig, run = await waiting(make_rig, approval_expires=Duration(60))
-    rig.guarded.clear()
+    rig.guarded.bring_in((), rig.guard)
     rig.clock.advance(61)
     await rig.runs.recover()
     assert await state(rig, run) is RunState.EXPIRED

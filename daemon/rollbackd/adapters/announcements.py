@@ -16,21 +16,21 @@ class WebhookAnnouncer:
     """Fulfils `ports.Announcer`. Never raises and never waits longer than the configured time."""
 
     def __init__(self, settings: Notify) -> None:
-        self._settings = settings
+        # Exchanged by a new configuration; the next announcement goes by it.
+        self.settings = settings
 
     async def announce(self, event: str, fields: dict[str, object]) -> None:
         """Log the announcement, and send it where an address is configured."""
         log.info(event, **fields)
-        if self._settings.url is None:
+        settings = self.settings
+        if settings.url is None:
             return
         try:
-            timeout = aiohttp.ClientTimeout(total=float(self._settings.timeout))
+            timeout = aiohttp.ClientTimeout(total=float(settings.timeout))
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 document = json.dumps({"event": event, **fields}, default=str)
                 headers = {"Content-Type": "application/json"}
-                async with session.post(
-                    read_secret(self._settings.url), data=document, headers=headers
-                ) as answer:
+                async with session.post(read_secret(settings.url), data=document, headers=headers) as answer:
                     answer.raise_for_status()
         except (aiohttp.ClientError, TimeoutError, ConfigurationError, ValueError) as error:
             log.warning("announcement_failed", announcement=event, error=type(error).__name__)

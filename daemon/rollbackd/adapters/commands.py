@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from rollbackd.adapters.secrets import without_secrets
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.errors import PermanentError, TransientError
 from rollbackd.settings import Command, DeploymentCommands
@@ -30,7 +31,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     def last_words(self) -> str:
         """The last line it wrote, stderr first."""
         lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
-        return lines[-1][:300] if lines else "it wrote nothing"
+        return without_secrets(lines[-1])[:300] if lines else "it wrote nothing"
 
 
 async def run_command(argv: tuple[str, ...], timeout_s: float, environment: Mapping[str, str]) -> Ended:

@@ -233,6 +233,20 @@ class Metrics:
         named = {**fields, "duration": fields["total_s"], "lock": fields["lock_s"]}
         self._set_price(*self._of(fields), named)
 
+    def _configured(self, fields: dict[str, object]) -> None:
+        """A target that is new, or has another environment: its children are there from now on."""
+        self._forget(fields)
+        self._environment[str(fields["target"])] = str(fields["environment"])
+        self._create_children(())
+
+    def _forget(self, fields: dict[str, object]) -> None:
+        """A target that is gone: its gauges would stand still for ever. What was counted of it stays counted."""
+        if self._environment.pop(str(fields["target"]), None) is None:
+            return
+        for gauge in (*self._price.values(), self._unfinished, self._watched, self._way, self._verdict,
+                      self._backup_time, self._backup_size, self._backup_level):  # fmt: skip
+            gauge.remove_by_labels({"target": str(fields["target"])})
+
     def _bring_back(self, fields: dict[str, object]) -> None:
         labels, amount = self._of(fields), fields["restored"]
         if isinstance(amount, int) and amount:
@@ -297,4 +311,7 @@ class Metrics:
         "approval_given": _approval,
         "way_back_priced": _priced,
         "data_restored": _bring_back,
+        "target_added": _configured,
+        "target_changed": _configured,
+        "target_removed": _forget,
     }

@@ -1,5 +1,7 @@
 """Wiring: from a configuration to the parts, each knowing only the ports it was given."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,26 +28,31 @@ from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.operations import Operations
 from rollbackd.workflow.pipeline import Pipeline
 from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.pulse import Pulse
 from rollbackd.workflow.reporting import Reporting
 from rollbackd.workflow.runs import Runs
+from rollbackd.workflow.targets import Targets
 
 # Beside the store: the reports of runs that are over.
 REPORTS = "reports"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
-    """Everything that was wired."""
+    """Everything that was wired. The parts stay; `configuration` is the one in force, and a reload exchanges it."""
 
     configuration: Configuration
     store: SqliteStore
     clock: SystemClock
     happenings: Happenings
-    guarded: dict[str, Guarded]
+    guarded: Targets
+    announcer: WebhookAnnouncer
     engine: Engine
     runs: Runs
     operations: Operations
+    deciding: Deciding
     pipeline: Pipeline
+    pulse: Pulse
     reporting: Reporting
     report_files: ReportFiles
     prober: HttpProber
@@ -53,10 +60,7 @@ class Parts:
     async def close(self) -> None:
         """Close what holds connections or children; the store last."""
         await self.report_files.finish()
-        for guarded in self.guarded.values():
-            await guarded.worker.close()
-            await guarded.rehearsals.close()
-            await guarded.database.close()
+        await self.guarded.close()
         await self.prober.close()
         await self.store.close()
 
@@ -73,8 +77,18 @@ def socket_path(configuration: Configuration) -> Path:
 
 def guard_all(configuration: Configuration, prober: HttpProber, store_id: str = "") -> dict[str, Guarded]:
     """Every target with its ports; nothing is connected yet."""
+    wire = wiring(configuration, prober, store_id)
+    return {target.name: wire(target) for target in configuration.settings.targets}
+
+
+def wiring(configuration: Configuration, prober: HttpProber, store_id: str) -> Callable[[Target], Guarded]:
+    """What makes a target's ports."""
     kept = store_directory(configuration) / "scripts"
-    return {t.name: _guard(t, store_id, SystemClock(), prober, kept) for t in configuration.settings.targets}
+
+    def wire(target: Target) -> Guarded:
+        return _guard(target, store_id, SystemClock(), prober, kept)
+
+    return wire
 
 
 def compose(configuration: Configuration, store: SqliteStore, happenings: Happenings) -> Parts:
@@ -82,8 +96,10 @@ def compose(configuration: Configuration, store: SqliteStore, happenings: Happen
     settings = configuration.settings
     clock = SystemClock()
     prober = HttpProber()
-    guarded = guard_all(configuration, prober, store.store_id)
-    planners = {name: Planner(one, store, clock) for name, one in guarded.items()}
+    pulse = Pulse(time.monotonic)
+    wired = guard_all(configuration, prober, store.store_id)
+    guarded = Targets(wired.values(), lambda one: Planner(one, store, clock), happenings)
+    planners = guarded.planners
     announcer = WebhookAnnouncer(settings.notify)
     engine = Engine(store, clock, guarded, happenings)
     runs = Runs(store, clock, engine, guarded, announcer, happenings)
@@ -92,17 +108,20 @@ def compose(configuration: Configuration, store: SqliteStore, happenings: Happen
     reporting = Reporting(store, clock, guarded, report_page)
     report_files = ReportFiles(reporting, store_directory(configuration) / REPORTS)
     happenings.listen(report_files.listen)
-    pipeline = Pipeline(store, clock, guarded, planners, deciding, operations, happenings)
+    pipeline = Pipeline(store, clock, guarded, deciding, operations, happenings, pulse)
     return Parts(
         configuration=configuration,
         store=store,
         clock=clock,
         happenings=happenings,
         guarded=guarded,
+        announcer=announcer,
         engine=engine,
         runs=runs,
         operations=operations,
+        deciding=deciding,
         pipeline=pipeline,
+        pulse=pulse,
         reporting=reporting,
         report_files=report_files,
         prober=prober,

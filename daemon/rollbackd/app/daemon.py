@@ -1,13 +1,12 @@
-"""The daemon: starts the parts in order, keeps house, and stops them in order."""
+"""The daemon: starts the parts in order, keeps house, reloads when it is told to, and stops the parts in order."""
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
-import socket
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,9 +18,11 @@ from rollbackd.adapters.worker.alembic import prune_kept
 from rollbackd.app.composition import Parts, compose, socket_path, store_directory
 from rollbackd.app.configuration import Configuration, LoadedHooks, load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
+from rollbackd.app.reloading import Reloaded, Reloading
+from rollbackd.app.systemd import Systemd
 from rollbackd.console.pages import Pages
 from rollbackd.console.routes import Console
-from rollbackd.errors import RollbackdError
+from rollbackd.errors import ConfigurationError, RollbackdError
 from rollbackd.intake.api import Api
 from rollbackd.intake.connections import read_body
 from rollbackd.intake.deliveries import Deliveries
@@ -33,6 +34,8 @@ from rollbackd.workflow.happenings import Happenings, Listener
 from rollbackd.workflow.retention import prune_archives, prune_backups
 
 KEEP_HOUSE_EVERY_S = 5.0
+# How late the house may be before the watchdog isn't fed any more: it only reads and writes the store.
+HOUSE_SLACK_S = 60.0
 PRUNE_EVERY_S = 3600.0
 DOCUMENT_AT_ONCE = 4
 # Scripts of releases that are kept: of each target's newest deployments, and as many more altogether.
@@ -44,7 +47,7 @@ log = structlog.get_logger()
 async def serve(
     path: Path, *, listener: Listener | None = None, on_ready: Callable[[int], None] | None = None
 ) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+    """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration anew.
 
     Args:
         listener: told everything that happens, before the metrics are.
@@ -54,155 +57,246 @@ async def serve(
         ConfigurationError: before anything is started, with every problem.
         RefusedError: when the store or the address is taken.
     """
-    stopping = asyncio.Event()
+    # A watchdog ends a stuck daemon with SIGABRT: where each thread stood is then in the log.
+    faulthandler.enable()
+    stopping, hung_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     configuration = load_configuration(path)
     hooks = load_parts_of(configuration)
-    settings = configuration.settings
-    set_up_logs(settings.logging)
+    set_up_logs(configuration.settings.logging)
     store = await SqliteStore.open_writing(
-        store_directory(configuration), most_waiting=settings.server.max_waiting_deliveries
+        store_directory(configuration),
+        most_waiting=configuration.settings.server.max_waiting_deliveries,
     )
     happenings = Happenings()
     if listener is not None:
         happenings.listen(listener)
     rows = {row.name: str(row.action) for row in configuration.matrix.rows}
-    metrics = Metrics(settings.targets, tuple(hooks), rows)
+    metrics = Metrics(configuration.settings.targets, tuple(hooks), rows)
     metrics.restore(await store.totals())
     happenings.listen(metrics.listen)
-    parts = compose(configuration, store, happenings)
-    server, console = _listening(configuration, parts, hooks, metrics, stopping)
-    tasks: list[asyncio.Task[None]] = []
+    running = Running(path, configuration, hooks, store, metrics, happenings, stopping)
     try:
+        await running.start(hung_up)
+        if on_ready is not None:
+            on_ready(running.server.port)
+        await running.until_stopped()
+    finally:
+        await running.stop()
+
+
+class Running:
+    """A daemon of composed parts: what it does from its start to its end."""
+
+    def __init__(
+        self,
+        path: Path,
+        configuration: Configuration,
+        hooks: LoadedHooks,
+        store: SqliteStore,
+        metrics: Metrics,
+        happenings: Happenings,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._stopping = stopping
+        self._metrics = metrics
+        self._systemd = Systemd(os.environ)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._parts = parts = compose(configuration, store, happenings)
+        self._documenting = Documenting(parts)
+        happenings.listen(self._documenting.listen)
+        deliveries = Deliveries(hooks, store, parts.clock, happenings, parts.pipeline.wake)
+        sessions = Sessions(store, parts.clock)
+        api = Api(
+            parts.guarded,
+            store,
+            parts.operations,
+            parts.reporting,
+            parts.pipeline,
+            parts.clock,
+            sessions,
+            self.reload,
+        )
+        self._console = Console(
+            Pages(parts.guarded, store, parts.operations, parts.reporting, parts.clock),
+            parts.operations,
+            parts.reporting,
+            sessions,
+            lambda request: identify(request, store, sessions),
+            read_body,
+        )
+        self.server = HttpServer(
+            configuration.settings.server,
+            deliveries,
+            [*api.routes(), *self._console.routes()],
+            metrics.text,
+            self._problems,
+            socket_path(configuration),
+        )
+        self._reloading = Reloading(path, parts, hooks, deliveries, self.server.limits)
+
+    async def start(self, hung_up: asyncio.Event) -> None:
+        """Go on with what was left, then listen."""
+        parts = self._parts
         await parts.engine.recover()
         await parts.runs.recover()
-        tasks = [
-            asyncio.create_task(parts.pipeline.run(), name="pipeline"),
-            asyncio.create_task(_keep_house(parts, metrics), name="house"),
-            asyncio.create_task(_document_all(parts), name="documenting"),
-        ]
-        await server.start()
+        work = {
+            "pipeline": parts.pipeline.run(),
+            "house": _keep_house(parts, self._metrics, self._systemd, self._reloading),
+            "pruning": _prune_hourly(parts),
+            "watchdog": self._systemd.feed_while_at_work(parts.pulse, parts.store),
+        }
+        self._tasks = [asyncio.create_task(doing, name=name) for name, doing in work.items()]
+        self._documenting.begin(list(parts.guarded), sweep=True)
+        await self.server.start()
+        self._tasks.append(asyncio.create_task(self._reload_when_told(hung_up), name="reloading"))
         log.info(
             "daemon_started",
             version=__version__,
-            port=server.port,
-            targets=len(settings.targets),
+            port=self.server.port,
+            targets=len(parts.guarded),
             pid=os.getpid(),
         )
-        notify_systemd("READY=1")
-        if on_ready is not None:
-            on_ready(server.port)
-        stopped = asyncio.create_task(stopping.wait())
-        await asyncio.wait([stopped, tasks[0]], return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            tasks[0].result()
-    finally:
-        stopping.set()
+        self._systemd.ready()
+
+    async def until_stopped(self) -> None:
+        """Return when it is told to stop; a pipeline that died raises why."""
+        stopped = asyncio.create_task(self._stopping.wait())
+        pipeline = self._tasks[0]
+        await asyncio.wait([stopped, pipeline], return_when=asyncio.FIRST_COMPLETED)
+        if pipeline.done():
+            pipeline.result()
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what must not be cut, and close everything; the store last."""
+        parts, systemd = self._parts, self._systemd
+        self._stopping.set()
         log.info("daemon_stopping")
-        notify_systemd("STOPPING=1")
-        console.close()
-        await server.stop()
-        for task in tasks:
+        systemd.stopping()
+        self._console.close()
+        await self.server.stop()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._documenting.stop()
         await parts.pipeline.stop()
-        await parts.engine.stop()
+        # A step that changes something is never cut: more time is asked for as long as it takes; it has a deadline of its own.
+        await systemd.extend_until(
+            asyncio.create_task(parts.engine.stop()), "stopping: the step that is under way is finished first"
+        )
         with contextlib.suppress(RollbackdError):
-            await store.add_totals(metrics.flush())
+            await parts.store.add_totals(self._metrics.flush())
         await parts.close()
         log.info("daemon_stopped")
 
+    async def reload(self) -> Reloaded:
+        """Bring the configuration on disk into force; see `Reloading`."""
+        self._systemd.reloading()
+        try:
+            return await self._reloading.reload()
+        finally:
+            self._systemd.ready()
 
-def _listening(
-    configuration: Configuration, parts: Parts, hooks: LoadedHooks, metrics: Metrics, stopping: asyncio.Event
-) -> tuple[HttpServer, Console]:
-    """What the outside talks to: hooks, API and console behind one server."""
-    settings, store, clock = configuration.settings, parts.store, parts.clock
-    deliveries = Deliveries(
-        hooks, store, clock, parts.happenings, parts.pipeline.wake, settings.server.max_body_bytes
-    )
-    sessions = Sessions(store, clock)
-    api = Api(settings, store, parts.operations, parts.reporting, parts.pipeline, clock, sessions)
-    console = Console(
-        Pages(settings, store, parts.operations, parts.reporting, clock),
-        parts.operations,
-        parts.reporting,
-        sessions,
-        lambda request: identify(request, store, sessions),
-        read_body,
-    )
-    server = HttpServer(
-        settings.server,
-        deliveries,
-        [*api.routes(), *console.routes()],
-        metrics.text,
-        partial(_problems, store, stopping),
-        socket_path(configuration),
-    )
-    return server, console
-
-
-def notify_systemd(state: str) -> None:
-    """Tell systemd how we are, where it listens (sd_notify(3)); elsewhere nothing happens."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        notifier.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
-async def _problems(store: SqliteStore, stopping: asyncio.Event) -> list[str]:
-    """Why it isn't ready."""
-    if stopping.is_set():
-        return ["stopping"]
-    try:
-        await store.pauses()
-    except RollbackdError as error:
-        return [str(error)]
-    return []
-
-
-async def _document_all(parts: Parts) -> None:
-    """Document every target once, and sweep what a crash left, a few at a time."""
-    turns = asyncio.Semaphore(DOCUMENT_AT_ONCE)
-
-    async def one(name: str) -> None:
-        guarded = parts.guarded[name]
-        async with turns:
+    async def _reload_when_told(self, hung_up: asyncio.Event) -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
             try:
-                swept = await guarded.backups.sweep()
-                if swept:
-                    log.info("leftovers_swept", target=name, names=swept)
-                await document_state(guarded, parts.store, parts.clock)
-            except RollbackdError as error:
-                log.warning("documenting_failed", target=name, error=str(error))
-            finally:
-                watched = any(d.target == name for d in await parts.store.watched_deployments())
-                if not watched:
-                    await guarded.database.close()
+                await self.reload()
+            except ConfigurationError:
+                # Every problem is in the log, and what was in force still is.
+                continue
+            except Exception:
+                log.error("reload_faulted", exc_info=True)
 
-    await asyncio.gather(*(one(name) for name in parts.guarded))
+    async def _problems(self) -> list[str]:
+        """Why it isn't ready."""
+        if self._stopping.is_set():
+            return ["stopping"]
+        try:
+            await self._parts.store.pauses()
+        except RollbackdError as error:
+            return [str(error)]
+        return self._parts.pulse.late()
 
 
-async def _keep_house(parts: Parts, metrics: Metrics) -> None:
-    """Totals to disk, gauges, expired approvals, retention."""
-    pruned_at = float("-inf")
-    loop = asyncio.get_running_loop()
+class Documenting:
+    """Documents targets, a few at a time: all at the start, later those that are configured anew."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._turns = asyncio.Semaphore(DOCUMENT_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, names: list[str], *, sweep: bool = False) -> None:
+        """Begin with these, in the background. What a crash left is swept at the start alone: later, it may be in use."""
+        for name in names:
+            task = asyncio.create_task(self._document(name, sweep=sweep), name=f"documenting {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def listen(self, name: str, fields: dict[str, object]) -> None:
+        """Hear of targets that were added or changed."""
+        if name in ("target_added", "target_changed"):
+            self.begin([str(fields["target"])])
+
+    async def stop(self) -> None:
+        """Cut what is under way; it only reads."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _document(self, name: str, *, sweep: bool) -> None:
+        parts = self._parts
+        async with self._turns:
+            if name not in parts.guarded:
+                return
+            with parts.guarded.using(name) as guarded:
+                try:
+                    if sweep and (swept := await guarded.backups.sweep()):
+                        log.info("leftovers_swept", target=name, names=swept)
+                    await document_state(guarded, parts.store, parts.clock)
+                except RollbackdError as error:
+                    log.warning("documenting_failed", target=name, error=str(error))
+                finally:
+                    watched = any(d.target == name for d in await parts.store.watched_deployments())
+                    if not watched:
+                        await guarded.database.close()
+
+
+async def _keep_house(parts: Parts, metrics: Metrics, systemd: Systemd, reloading: Reloading) -> None:
+    """Totals to disk, gauges, expired approvals, what systemd shows."""
     while True:
+        parts.pulse.promise("house", KEEP_HOUSE_EVERY_S + HOUSE_SLACK_S)
         try:
             await parts.runs.expire()
             await parts.runs.take_up()
             await _refresh(parts, metrics)
-            if loop.time() - pruned_at >= PRUNE_EVERY_S:
-                pruned_at = loop.time()
-                await _prune(parts)
+            unfinished = len(await parts.store.unfinished_runs())
+            refused = "; the configuration on disk was refused, see the log" if reloading.refused else ""
+            systemd.status(
+                f"{len(parts.guarded)} targets, {parts.pipeline.watched()} deployments watched, {unfinished} runs unfinished{refused}"
+            )
         except RollbackdError as error:
             log.warning("housekeeping_failed", error=str(error))
         except Exception:
             log.error("housekeeping_faulted", exc_info=True)
         await asyncio.sleep(KEEP_HOUSE_EVERY_S)
+
+
+async def _prune_hourly(parts: Parts) -> None:
+    """Retention, apart from the house: a target that is slow to answer keeps nothing else waiting."""
+    while True:
+        try:
+            await _prune(parts)
+        except RollbackdError as error:
+            log.warning("pruning_failed", error=str(error))
+        except Exception:
+            log.error("pruning_faulted", exc_info=True)
+        await asyncio.sleep(PRUNE_EVERY_S)
 
 
 async def _refresh(parts: Parts, metrics: Metrics) -> None:

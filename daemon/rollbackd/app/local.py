@@ -7,6 +7,7 @@ shell's completion don't wait for them.
 import json
 import os
 import pwd
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 
 from rollbackd.errors import (
     AwaitingApprovalError,
+    ConfigurationError,
     HeldError,
     NotFoundError,
     RefusedError,
@@ -25,6 +27,7 @@ from rollbackd.errors import (
     TransientError,
     UsageError,
 )
+from rollbackd.settings import Store
 from rollbackd.workflow.callers import Role
 
 if TYPE_CHECKING:
@@ -109,6 +112,8 @@ class DaemonClient:
 def _error(text: str, status: int) -> RollbackdError:
     try:
         document = json.loads(text)
+        if document["class"] == ConfigurationError.__name__:
+            return ConfigurationError(document["problems"])
         return CLASSES.get(document["class"], RefusedError)(document["error"])
     except (ValueError, KeyError, TypeError):
         return RefusedError(f"the daemon answered {status}: {text[:200]}")
@@ -147,6 +152,39 @@ async def running_daemon(path: Path) -> DaemonClient | None:
     return client if client.is_remote or await client.is_there() else None
 
 
+async def reload_daemon(path: Path) -> dict[str, Any]:
+    """Have this machine's daemon read its configuration anew; what changed, and which targets change later and why.
+
+    Raises:
+        ConfigurationError: with every problem; the daemon goes on with what it had.
+        RefusedError: when no daemon answers.
+    """
+    from rollbackd.app.configuration import load_configuration
+
+    socket = _socket_named_in(path)
+    client = DaemonClient(socket)
+    if not await client.is_there():
+        # Whatever is wrong with the file is the better answer.
+        load_configuration(path)
+        raise RefusedError(
+            f"no daemon answers at {socket}, so there is nothing to reload: 'rollbackd serve' reads the configuration when it"
+            " starts. A daemon whose 'store.directory' was changed since is still at the old folder: restart it"
+        )
+    answer: dict[str, Any] = await client.ask("POST", "/api/v1/reload")
+    return answer
+
+
+def _socket_named_in(path: Path) -> Path:
+    """Where the daemon of a configuration file listens, whatever else is wrong with the file."""
+    from rollbackd.app.configuration import SOCKET_NAME
+
+    try:
+        directory = str(tomllib.loads(path.read_text(encoding="utf-8"))["store"]["directory"])
+    except (OSError, ValueError, KeyError, TypeError):
+        directory = Store().directory
+    return path.parent / directory / SOCKET_NAME
+
+
 @asynccontextmanager
 async def guarding(configuration: "Configuration", store_id: str = "") -> "AsyncIterator[dict[str, Guarded]]":
     """The targets with their ports and no store: enough to look at them, beside a running daemon or without."""
@@ -160,8 +198,7 @@ async def guarding(configuration: "Configuration", store_id: str = "") -> "Async
         yield guarded
     finally:
         for one in guarded.values():
-            await one.worker.close()
-            await one.database.close()
+            await one.close()
         await prober.close()
 
 

@@ -25,6 +25,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COMMANDS = {
     "serve": "serving",
     "check-config": "serving",
+    "reload": "serving",
     "tokens": "serving",
     "demo": "demo",
     "status": "reading",

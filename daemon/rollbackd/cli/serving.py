@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from rollbackd.app.configuration import load_configuration, load_hooks
+from rollbackd.app.configuration import load_configuration, load_parts_of
 from rollbackd.app.daemon import serve as run_daemon
-from rollbackd.app.local import ROLES, drop_token, guarding, make_token, reading
+from rollbackd.app.local import ROLES, drop_token, guarding, make_token, reading, reload_daemon
 from rollbackd.cli import completing
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.manual import CONFIGURATION, TERMINAL, Manual
@@ -21,10 +21,15 @@ from rollbackd.workflow.readiness import check_readiness
         ("In the foreground, to see how it does:", "rollbackd --config rollbackd.toml serve"),
         ("As a service:", "systemctl enable --now rollbackd"),
     ),
-    exits={0: "SIGTERM came, and what was under way is finished"},
+    exits={
+        0: "SIGTERM came, and what was under way is finished",
+        1: "the store or the address can't be had",
+        78: "the configuration can't work: every problem is named by its path, and nothing was started",
+    },
     environment={
         **CONFIGURATION,
         "CREDENTIALS_DIRECTORY": "where systemd put the credentials that 'file:' names without a folder",
+        "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID": "set by systemd",
     },
 )
 @click.pass_obj
@@ -32,7 +37,24 @@ from rollbackd.workflow.readiness import check_readiness
 async def serve(config: Path) -> None:
     """Run the daemon until SIGTERM; a step that is under way is finished first.
 
-    A run that was under way when the last daemon ended is taken up: each remaining step is looked at before it is done.
+    It stays in the foreground and logs to stderr, one line an event: JSON, or for people on a terminal ([logging]). It
+    listens at server.listen for senders and token holders, and at the socket rollbackd.sock in store.directory for local
+    people. One daemon holds a store; a second one is refused. A run that was under way when the last daemon ended is taken up:
+    each remaining step is looked at before it is done.
+
+    \b
+    Signals:
+      SIGTERM, SIGINT  stop. Nothing new is taken; a step of a run that changes something (a dump, a
+                       downgrade, stopping or starting the application) is finished first, one that
+                       only reads is cut. A run that isn't done goes on at the next start.
+      SIGHUP           read the configuration anew, as 'rollbackd reload' does.
+      SIGABRT          (a watchdog's) end at once, and log where each thread stood.
+
+    \b
+    Under systemd (Type=notify):
+      READY, RELOADING, STOPPING and STATUS are told; while a stop waits for a step, more time is asked
+      for (EXTEND_TIMEOUT_USEC). The watchdog is fed as long as the pipeline and the house are heard of
+      in time and the store answers: a daemon that hangs is ended and started again.
     """
     await run_daemon(config)
 
@@ -42,6 +64,7 @@ async def serve(config: Path) -> None:
     changes="Nothing. It asks the databases, interpreters and programs that the configuration names.",
     examples=(
         ("Before the daemon is started or restarted:", "rollbackd --config rollbackd.toml check-config"),
+        ("A changed one, before it is put in place:", "rollbackd --config new.toml check-config"),
         ("In CI, where no database is in reach:", "rollbackd --config rollbackd.toml check-config --offline"),
     ),
     exits={
@@ -59,10 +82,17 @@ async def serve(config: Path) -> None:
 async def check_config(config: Path, offline: bool, as_json: bool) -> int:
     """Name every problem of the configuration, by its path, and what the configured roles may do.
 
-    The decision matrix is proved: every combination of facts is tried.
+    Read is what 'serve' and 'reload' would read: the file, the hooks with their fixtures, the decision matrix (every
+    combination of facts is tried), and every secret. Unknown keys are refused, and all problems are named at once.
+    Then each target is looked at: is the database the primary, may the roles read, migrate, dump and restore, does the
+    interpreter load the migrations, does env.py see the same version table, are pg_dump and pg_restore new enough, is there room for a
+    backup, are there commands that stop and start the application. A running daemon isn't asked.
+
+    Run it as the daemon's user: it needs the same files. Secrets that systemd hands to the unit as credentials
+    ("file:NAME") aren't there in a shell; set CREDENTIALS_DIRECTORY to a folder that has them.
     """
     configuration = load_configuration(config)
-    hooks = load_hooks(configuration)
+    hooks = load_parts_of(configuration)
     if offline and as_json:
         show_json({target.name: [] for target in configuration.settings.targets})
         return 0
@@ -93,6 +123,58 @@ async def check_config(config: Path, offline: bool, as_json: bool) -> int:
         for finding in findings:
             out.print(f"  {OUTCOME_ICONS[finding.outcome]} {finding.check}: {safe(finding.text)}")
     return int(failed)
+
+
+@click.command(
+    cls=Manual,
+    changes="What the running daemon goes by; nothing, where the configuration is refused.",
+    examples=(
+        ("Check a changed file, then bring it into force:", "rollbackd check-config && rollbackd reload"),
+        ("The same, as root, by the unit:", "systemctl reload rollbackd"),
+    ),
+    exits={
+        0: "in force, or nothing has changed",
+        1: "no daemon answers, or you may not open its socket",
+        78: "refused: every problem is named by its path, and the daemon goes on with what it had",
+    },
+    environment=CONFIGURATION,
+)
+@json_option
+@click.pass_obj
+@asynchronous
+async def reload(config: Path, as_json: bool) -> None:
+    """Bring a changed configuration into force, without a restart.
+
+    This machine's daemon reads the file, the hooks, the decision matrix and the secrets anew, and judges them as a whole: where
+    anything is wrong, every problem is named by its path and logged, and what was in force stays in force. SIGHUP does the
+    same without an answer.
+
+    \b
+    What changes when:
+      hooks, keys, matrix, [notify], [logging], limits of [server], retention of [store]
+                        at once; what is being answered is finished as it began
+      a target          at once, or as soon as nobody uses it: a run, a gate, a plan, a rehearsal and a
+                        look at a deployment each see one configuration from beginning to end. A watched
+                        deployment is judged by the new one from its next look on. A run that is held
+                        or waits for approval goes on with the new one
+      a new target      at once; it is documented in the background
+      a target that was taken out
+                        goes when nothing is under way on it and its deployment is over; until then no
+                        new deployment of it begins. To stop its automation at once: rollbackd pause
+      server.listen, store.directory
+                        never: the reload is refused as a whole. Restart the daemon for these
+
+    Secrets that systemd hands over as credentials (LoadCredential=) are those of the last start: rotate them by a restart.
+    """
+    reloaded = await reload_daemon(config)
+    if as_json:
+        show_json(reloaded)
+        return
+    changed, waiting = reloaded["changed"], reloaded["waiting"]
+    now = [path for path in changed if path.removeprefix("targets.") not in waiting]
+    click.echo(f"in force: {', '.join(now)}" if now else "nothing has changed" if not waiting else "waits:")
+    for name, why in waiting.items():
+        click.echo(f"  {name} {why}")
 
 
 @click.group()

@@ -54,7 +54,7 @@ class Sight:
         else:
             return found, True
         async with reading(self._config) as (configuration, store, _):
-            overview = Overview(configuration.settings, store, SystemClock(), nobody_knows)
+            overview = Overview(lambda: configuration.settings.targets, store, SystemClock(), nobody_knows)
             return await overview.targets(self._target), False
 
 

@@ -1,5 +1,6 @@
 """What each page shows, gathered from the store."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -12,8 +13,9 @@ from rollbackd.core.gates import Pause
 from rollbackd.core.records import Deployment, Run
 from rollbackd.errors import NotFoundError
 from rollbackd.ports import Clock, Store
-from rollbackd.settings import Settings, Target
+from rollbackd.settings import Target
 from rollbackd.workflow.callers import Caller, Role
+from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.operations import EVERYTHING, Operations
 from rollbackd.workflow.reporting import Reporting
 
@@ -53,13 +55,22 @@ class Pages:
     """Each method is one page as HTML; those of things that aren't there raise NotFoundError."""
 
     def __init__(
-        self, settings: Settings, store: Store, operations: Operations, reporting: Reporting, clock: Clock
+        self,
+        guarded: Mapping[str, Guarded],
+        store: Store,
+        operations: Operations,
+        reporting: Reporting,
+        clock: Clock,
     ) -> None:
-        self._settings = settings
+        self._guarded = guarded
         self._store = store
         self._operations = operations
         self._reporting = reporting
         self._clock = clock
+
+    def _settings_of(self, target: str) -> Target | None:
+        guarded = self._guarded.get(target)
+        return guarded.settings if guarded is not None else None
 
     async def overview(self, looking: Looking) -> str:
         """Every target, and what waits for a person."""
@@ -68,14 +79,17 @@ class Pages:
         waiting = [
             r for r in await self._store.unfinished_runs() if str(r.state) in ("awaiting_approval", "held")
         ]
-        rows = [TargetRow(t, watched.get(t.name), newest.get(t.name)) for t in self._settings.targets]
+        rows = [
+            TargetRow(one.settings, watched.get(one.name), newest.get(one.name))
+            for one in self._guarded.values()
+        ]
         return self._page(
             "overview.html", looking, targets=rows, waiting=waiting, pauses=await self._pauses()
         )
 
     async def target(self, looking: Looking, name: str) -> str:
         """One target with its history."""
-        target = self._settings.target(name)
+        target = self._settings_of(name)
         if target is None:
             raise NotFoundError(f"there is no target {name}")
         pauses = {pause.target: pause for pause in await self._pauses()}
@@ -120,7 +134,7 @@ class Pages:
         found = await self._store.deployment(deployment_id)
         if found is None:
             raise NotFoundError(f"there is no deployment {deployment_id}")
-        target = self._settings.target(found.target)
+        target = self._settings_of(found.target)
         signals = (
             await self._store.signals(target.service, target.environment, found.started_at) if target else []
         )

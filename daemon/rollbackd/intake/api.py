@@ -1,6 +1,6 @@
 """The API: what people and CD systems ask and read. GET never changes anything; everything needs a role."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -11,15 +11,15 @@ from rollbackd.core.planning.steps import step_text
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
+    ConfigurationError,
     RollbackdError,
     UsageError,
 )
-from rollbackd.intake.connections import read_body
+from rollbackd.intake.connections import LIMITS, read_body
 from rollbackd.intake.deliveries import RETRY_AFTER_S
 from rollbackd.intake.hooks import located, parse_body
 from rollbackd.intake.identity import identify
 from rollbackd.ports import Clock, Store
-from rollbackd.settings import Settings
 from rollbackd.workflow.bringing_back import describe_archive, describe_restore
 from rollbackd.workflow.callers import (
     Caller,
@@ -30,6 +30,7 @@ from rollbackd.workflow.callers import (
     revoke_token,
     status_of,
 )
+from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.operations import EVERYTHING, Operations, Watches
 from rollbackd.workflow.overview import Overview, describe_decision, describe_deployment
 from rollbackd.workflow.rehearsing import describe_rehearsal
@@ -40,6 +41,8 @@ MOST_LISTED = 500
 LONGEST_PAUSE_S = 366 * 86400.0
 T = TypeVar("T")
 Answer = Callable[[web.Request, Caller], Awaitable[Any]]
+# Brings the configuration on disk into force; says what changed, and raises every problem.
+Reload = Callable[[], Awaitable[Any]]
 
 
 class RollbackAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,23 +117,27 @@ class TokenAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Api:
     """The routes under /api/v1."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - wired in one place, each part a neighbour
         self,
-        settings: Settings,
+        guarded: Mapping[str, Guarded],
         store: Store,
         operations: Operations,
         reporting: Reporting,
         watches: Watches,
         clock: Clock,
         sessions: Sessions,
+        reload: Reload,
     ) -> None:
         self._sessions = sessions
         self._clock = clock
-        self._settings = settings
+        self._guarded = guarded
+        self._reload = reload
         self._store = store
         self._operations = operations
         self._reporting = reporting
-        self._overview = Overview(settings, store, clock, operations.progress)
+        self._overview = Overview(
+            lambda: [one.settings for one in guarded.values()], store, clock, operations.progress
+        )
         self._watches = watches
 
     def routes(self) -> list[web.RouteDef]:
@@ -158,6 +165,7 @@ class Api:
             web.get(f"{v1}/targets/{{name}}/archives", self._guard(Role.READ, self.archives)),
             web.post(f"{v1}/backups/prune", self._guard(Role.OPERATE, self.prune_backups)),
             web.post(f"{v1}/archives/prune", self._guard(Role.OPERATE, self.prune_archives)),
+            web.post(f"{v1}/reload", self._guard(Role.OPERATE, self.reload)),
             web.post(f"{v1}/tokens", self._guard(Role.OPERATE, self.create_token)),
             web.post(f"{v1}/tokens/{{name}}/revoke", self._guard(Role.OPERATE, self.revoke_token)),
         ]
@@ -257,11 +265,11 @@ class Api:
         """May this deploy start?"""
         asked = await _body(request, GateAsked)
         name = request.match_info["name"]
-        target = self._settings.target(name)
+        guarded = self._guarded.get(name)
         event = Event(
             kind=EventKind.DEPLOY_STARTED,
-            service=target.service if target else "",
-            environment=target.environment if target else "",
+            service=guarded.settings.service if guarded else "",
+            environment=guarded.settings.environment if guarded else "",
             version=asked.version,
             previous_version=asked.previous_version,
             deployment=asked.deployment,
@@ -346,22 +354,27 @@ class Api:
         dropped = await self._operations.prune_archives()
         return {name: [describe_archive(entry) for entry in gone] for name, gone in dropped.items()}
 
+    async def reload(self, request: web.Request, caller: Caller) -> Any:
+        """Read the configuration anew; local people alone may, who can write it too."""
+        _require_local(caller, "the configuration is reloaded")
+        return msgspec.to_builtins(await self._reload())
+
     async def create_token(self, request: web.Request, caller: Caller) -> Any:
         """Make a token; local people alone may, so that a token can't make another."""
-        _require_local(caller)
+        _require_local(caller, "tokens are made and revoked")
         asked = await _body(request, TokenAsked)
         return {"token": await create_token(self._store, asked.name, asked.roles, self._clock.now())}
 
     async def revoke_token(self, request: web.Request, caller: Caller) -> Any:
         """Revoke a token; local people alone may."""
-        _require_local(caller)
+        _require_local(caller, "tokens are made and revoked")
         await revoke_token(self._store, request.match_info["name"], self._clock.now())
         return {"revoked": request.match_info["name"]}
 
 
-def _require_local(caller: Caller) -> None:
+def _require_local(caller: Caller, what: str) -> None:
     if not caller.is_local:
-        raise UnidentifiedError(403, "tokens are made and revoked on the daemon's own machine alone")
+        raise UnidentifiedError(403, f"{what} on the daemon's own machine alone")
 
 
 def error_response(error: RollbackdError) -> web.Response:
@@ -372,12 +385,18 @@ def error_response(error: RollbackdError) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_S)
-    document = {"error": str(error), "class": type(error).__name__, "exit_code": error.exit_code}
+    document: dict[str, object] = {
+        "error": str(error),
+        "class": type(error).__name__,
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, ConfigurationError):
+        document["problems"] = error.problems
     return web.json_response(document, status=status, headers=headers)
 
 
 async def _body(request: web.Request, kind: type[T]) -> T:
-    raw = await read_body(request, request.client_max_size)
+    raw = await read_body(request, request.app[LIMITS].max_body_bytes)
     try:
         return msgspec.convert(parse_body(raw) if raw else {}, kind)
     except msgspec.ValidationError as error:

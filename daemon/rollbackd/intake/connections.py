@@ -1,6 +1,7 @@
 """Connections: bounded in number, and cut when they keep us waiting. aiohttp has no such deadlines of its own."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -23,7 +24,16 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     lingering_s: float = 2.0
 
 
+@dataclass
+class Limits:
+    """How much is taken at once. A new configuration changes them while everything goes on."""
+
+    max_body_bytes: int
+    max_connections: int
+
+
 DEADLINES = web.AppKey("deadlines", Deadlines)
+LIMITS = web.AppKey("limits", Limits)
 
 
 async def read_body(request: web.Request, most_bytes: int) -> bytes:
@@ -41,33 +51,36 @@ async def read_body(request: web.Request, most_bytes: int) -> bytes:
     try:
         if request.content.is_eof():
             # It came together with its head, as most do: nothing to wait for.
-            raw = await request.read()
-        else:
-            async with asyncio.timeout(body_s):
-                raw = await request.read()
+            return await _read(request, most_bytes)
+        async with asyncio.timeout(body_s):
+            return await _read(request, most_bytes)
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
         raise DeliveryRefusedError(408, "slow", f"the body didn't come within {body_s:g} s") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise DeliveryRefusedError(413, "too_large", f"at most {most_bytes} bytes are taken") from None
     except web.RequestPayloadError:
         raise DeliveryRefusedError(400, "malformed", "$: the body isn't framed as HTTP says") from None
-    # One that didn't announce its length is bounded by the server's own size, which may be larger.
-    if len(raw) > most_bytes:
-        raise DeliveryRefusedError(413, "too_large", f"at most {most_bytes} bytes are taken")
-    return raw
+
+
+async def _read(request: web.Request, most_bytes: int) -> bytes:
+    # Not request.read(): its limit is fixed when the server starts.
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > most_bytes:
+            raise DeliveryRefusedError(413, "too_large", f"at most {most_bytes} bytes are taken")
+    return bytes(body)
 
 
 class Connections:
     """Makes a protocol for each connection of one listener, and counts them."""
 
-    def __init__(self, runner: web.AppRunner, most: int, deadlines: Deadlines) -> None:
+    def __init__(self, runner: web.AppRunner, limits: Limits, deadlines: Deadlines) -> None:
         server = runner.server
         assert server is not None, "the runner is set up first"
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._most = most
+        self._limits = limits
         self.deadlines = deadlines
         self.open = 0
 
@@ -77,7 +90,7 @@ class Connections:
     def opened(self) -> bool:
         """Count one more; False when there are too many."""
         self.open += 1
-        return self.open <= self._most
+        return self.open <= self._limits.max_connections
 
     def closed(self) -> None:
         """Count one less."""

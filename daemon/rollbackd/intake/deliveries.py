@@ -1,6 +1,7 @@
 """POST /hooks/{name}: authenticate, parse, interpret, record, and only then answer."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
@@ -8,7 +9,7 @@ from aiohttp import web
 from rollbackd.core.records import Delivery
 from rollbackd.errors import DeliveryRefusedError, StoreUnavailableError
 from rollbackd.intake.authentication import authenticate
-from rollbackd.intake.connections import read_body
+from rollbackd.intake.connections import LIMITS, read_body
 from rollbackd.intake.hooks import Hook, Interpretation, parse_body
 from rollbackd.ports import Clock, Store
 from rollbackd.workflow.happenings import Happenings
@@ -36,40 +37,38 @@ class Deliveries:
         clock: Clock,
         happenings: Happenings,
         wake: Callable[[], None],
-        max_body_bytes: int,
     ) -> None:
-        self._hooks = hooks
+        # Exchanged by a new configuration; what is being answered goes on with the hook that it began with.
+        self.hooks = hooks
         self._store = store
         self._clock = clock
         self._happenings = happenings
         self._wake = wake
-        self._max_body_bytes = max_body_bytes
 
     async def receive(self, request: web.Request) -> web.Response:
         """Answer one delivery."""
-        name = request.match_info["name"]
-        known = self._hooks.get(name)
+        name, began = request.match_info["name"], time.perf_counter()
+        known = self.hooks.get(name)
         if known is None:
-            return self._refuse(
-                "unknown", DeliveryRefusedError(404, "unknown_hook", "no such hook is configured")
-            )
+            unknown = DeliveryRefusedError(404, "unknown_hook", "no such hook is configured")
+            return self._refuse("unknown", unknown, began)
         hook, secrets = known
         try:
-            body = await read_body(request, self._max_body_bytes)
+            body = await read_body(request, request.app[LIMITS].max_body_bytes)
             authenticate(
                 hook.file.authentication, secrets, request.headers, body, self._clock.now().timestamp()
             )
             headers = _first_of_each(request.headers)
             meaning = hook.interpret(headers, parse_body(body))
-            return await self._record(hook, headers, body, meaning)
+            return await self._record(hook, headers, body, meaning, began)
         except DeliveryRefusedError as error:
-            return self._refuse(name, error)
+            return self._refuse(name, error, began)
         except StoreUnavailableError as error:
             refused = DeliveryRefusedError(503, "store_unavailable", f"not recorded, send it again: {error}")
-            return self._refuse(name, refused)
+            return self._refuse(name, refused, began)
 
     async def _record(
-        self, hook: Hook, headers: dict[str, str], body: bytes, meaning: Interpretation
+        self, hook: Hook, headers: dict[str, str], body: bytes, meaning: Interpretation, began: float
     ) -> web.Response:
         digest = hashlib.sha256(body).hexdigest()
         delivery = Delivery(
@@ -87,7 +86,15 @@ class Deliveries:
         if accepted.conflict:
             raise DeliveryRefusedError(409, "conflict", f"{accepted.id} had this id and another body")
         outcome = "duplicate" if not accepted.is_new else "accepted" if meaning.events else "ignored"
-        self._happenings.tell("delivery_answered", hook=hook.name, outcome=outcome, delivery=accepted.id)
+        self._happenings.tell(
+            "delivery_answered",
+            hook=hook.name,
+            outcome=outcome,
+            reason=delivery.ignored_because,
+            delivery=accepted.id,
+            events=len(meaning.events),
+            seconds=_since(began),
+        )
         if meaning.events and accepted.is_new:
             self._wake()
         if not meaning.events:
@@ -98,12 +105,23 @@ class Deliveries:
             status=202 if accepted.is_new else 200, text=text, content_type="application/json"
         )
 
-    def _refuse(self, hook: str, error: DeliveryRefusedError) -> web.Response:
-        self._happenings.tell("delivery_refused", hook=hook, reason=error.reason, status=error.status)
+    def _refuse(self, hook: str, error: DeliveryRefusedError, began: float) -> web.Response:
+        self._happenings.tell(
+            "delivery_refused",
+            hook=hook,
+            outcome="refused",
+            reason=error.reason,
+            status=error.status,
+            seconds=_since(began),
+        )
         headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
         return web.json_response(
             {"error": str(error), "reason": error.reason}, status=error.status, headers=headers
         )
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 6)
 
 
 def _first_of_each(headers: Mapping[str, str]) -> dict[str, str]:

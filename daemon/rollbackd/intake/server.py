@@ -10,7 +10,7 @@ from aiohttp import web
 
 from rollbackd import __version__
 from rollbackd.errors import RefusedError
-from rollbackd.intake.connections import DEADLINES, Connections, Deadlines
+from rollbackd.intake.connections import DEADLINES, LIMITS, Connections, Deadlines, Limits
 from rollbackd.intake.deliveries import Deliveries
 from rollbackd.settings import Server
 
@@ -39,8 +39,10 @@ class HttpServer:
         self._metrics_text = metrics_text
         self._ready = ready
         self._deadlines = deadlines
-        app = web.Application(client_max_size=settings.max_body_bytes)
+        self.limits = Limits(settings.max_body_bytes, settings.max_connections)
+        app = web.Application()
         app[DEADLINES] = deadlines
+        app[LIMITS] = self.limits
         app.router.add_post("/hooks/{name}", deliveries.receive)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
@@ -69,10 +71,9 @@ class HttpServer:
             RefusedError: when the address or the socket can't be had.
         """
         await self._runner.setup()
-        most = self._settings.max_connections
-        connections = Connections(self._runner, most, self._deadlines)
+        connections = Connections(self._runner, self.limits, self._deadlines)
         # Counted apart, so that a flood from outside doesn't lock out local people.
-        local_connections = Connections(self._runner, most, self._deadlines)
+        local_connections = Connections(self._runner, self.limits, self._deadlines)
         host, _, port = self._settings.listen.rpartition(":")
         loop = asyncio.get_running_loop()
         try:

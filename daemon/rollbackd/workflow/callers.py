@@ -13,6 +13,7 @@ import msgspec
 
 from rollbackd.core.records import Token
 from rollbackd.errors import (
+    ConfigurationError,
     DeliveryRefusedError,
     HeldError,
     NotFoundError,
@@ -77,6 +78,7 @@ def status_of(error: RollbackdError) -> int:
         (UsageError, 400),
         (RefusedError, 409),
         (HeldError, 409),
+        (ConfigurationError, 409),
         (StoreUnavailableError, 503),
         (TransientError, 503),
     )

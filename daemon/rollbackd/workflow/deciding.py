@@ -48,7 +48,8 @@ class Deciding:
         announcer: Announcer,
         happenings: Happenings,
     ) -> None:
-        self._matrix = matrix
+        # Exchanged by a new configuration; the next decision reads it.
+        self.matrix = matrix
         self._store = store
         self._clock = clock
         self._guarded = guarded
@@ -66,7 +67,7 @@ class Deciding:
             return await self._end_with_its_run(deployment)
         now = self._clock.now()
         assessment = assess(evidence, now)
-        decision, row = decide(self._matrix, assessment)
+        decision, row = decide(self.matrix, assessment)
         since = self._since(deployment, row, now)
         is_over = assessment.facts.watch is Watch.OVER
         if row.action is Action.KEEP and not is_over:

@@ -3,7 +3,6 @@ and commits the outcome with its evidence. A restart does the very same with the
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -23,8 +22,8 @@ from rollbackd.errors import (
 )
 from rollbackd.ports import Clock, Progress, Store
 from rollbackd.workflow import steps
-from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.targets import Targets
 
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 20.0
@@ -51,9 +50,7 @@ class Lease:
 class Engine:
     """Executes runs, one task each. Never two on one database: the store's unique index sees to that."""
 
-    def __init__(
-        self, store: Store, clock: Clock, guarded: Mapping[str, Guarded], happenings: Happenings
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, guarded: Targets, happenings: Happenings) -> None:
         self._store = store
         self._clock = clock
         self._guarded = guarded
@@ -102,6 +99,14 @@ class Engine:
         run = await self._store.run(run_id)
         if run is None:
             raise NotFoundError(f"there is no run {run_id}")
+        if run.target not in self._guarded:
+            log.error("run_without_target", run=run_id, target=run.target)
+            return run
+        with self._guarded.using(run.target):
+            return await self._execute_leased(run)
+
+    async def _execute_leased(self, run: Run) -> Run:
+        run_id = run.id
         try:
             # Whoever asked may have looked a while ago: the store refuses what isn't running.
             fence = await self._store.take_lease(run_id)
@@ -156,6 +161,10 @@ class Engine:
         Raises:
             RefusedError: when the schema isn't the one that the rehearsal led to.
         """
+        with self._guarded.using(run.target):
+            await self._move_stamp(run, actor)
+
+    async def _move_stamp(self, run: Run, actor: str) -> None:
         # A held run is nobody's: its last fence still writes.
         lease = Lease(run, run.fence)
         for number, step in enumerate(run.plan.steps):

@@ -38,6 +38,12 @@ class Guarded:
         """The target's name."""
         return self.settings.name
 
+    async def close(self) -> None:
+        """Close what holds connections, children or copies; whoever asks again opens them anew."""
+        await self.worker.close()
+        await self.rehearsals.close()
+        await self.database.close()
+
     def plan_times(self) -> PlanTimes:
         """The bounds that this target's configuration gives a plan."""
         settings = self.settings

@@ -6,9 +6,7 @@ import structlog
 
 Listener = Callable[[str, dict[str, object]], None]
 log = structlog.get_logger()
-QUIET = frozenset(
-    {"measurement_taken", "step_progressed", "statement_executed", "delivery_answered", "event_settled"}
-)
+QUIET = frozenset({"measurement_taken", "step_progressed", "statement_executed", "event_settled"})
 
 
 class Happenings:

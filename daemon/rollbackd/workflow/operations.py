@@ -1,7 +1,8 @@
 """What people and CD systems ask for by hand: plan, roll back, approve, deny, resume, abandon, pause, the deploy gate."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from rollbackd.workflow.rehearsing import Rehearsed
 from rollbackd.workflow.retention import prune_archives, prune_backups
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, Runs
 from rollbackd.workflow.steps import backup_evidence
+from rollbackd.workflow.targets import Targets
 
 EVERYTHING = "*"
 ROLLED_BACK = "rolled_back"
@@ -71,7 +73,7 @@ class Operations:
         self,
         store: Store,
         clock: Clock,
-        guarded: Mapping[str, Guarded],
+        guarded: Targets,
         planners: Mapping[str, Planner],
         runs: Runs,
         happenings: Happenings,
@@ -86,10 +88,12 @@ class Operations:
 
     async def plan(self, target: str, *, to: str, release: str = "") -> tuple[Plan, tuple[GateFinding, ...]]:
         """Plan without doing anything, and say what the gates would answer to a person."""
-        guarded = self._named(target)
-        plan = await self._plan(guarded, to, release, fresh=True)
-        gates = await permitting.judge(plan, guarded, self._store, self._clock, by_person=True, incident="")
-        return plan, gates
+        with self._using(target) as guarded:
+            plan = await self._plan(guarded, to, release, fresh=True)
+            gates = await permitting.judge(
+                plan, guarded, self._store, self._clock, by_person=True, incident=""
+            )
+            return plan, gates
 
     async def roll_back(  # noqa: PLR0913 - what is asked for, each by its name
         self,
@@ -107,26 +111,26 @@ class Operations:
 
         What isn't asked for `by_person` passes the gates of automation: mode, pause, once, cool-down, breaker.
         """
-        guarded = self._named(target)
-        if not reason.strip():
-            raise RefusedError("a reason is needed: it stands in the report")
-        plan = await self._plan(guarded, to, release)
-        if plan_sha256 and plan.sha256() != plan_sha256:
-            raise RefusedError("the plan has changed since it was shown: look at it again")
-        given = await self._runs.incident_for(guarded, incident, reason, requested_by)
-        gates = await permitting.judge(
-            plan, guarded, self._store, self._clock, by_person=by_person, incident=given
-        )
-        deployment = await self._last_deployment(guarded)
-        return await self._runs.ask_for(
-            plan,
-            gates,
-            trigger=MANUAL if by_person else AUTOMATIC,
-            requested_by=requested_by,
-            reason=reason,
-            incident=given,
-            deployment=deployment.id if deployment is not None else "",
-        )
+        with self._using(target) as guarded:
+            if not reason.strip():
+                raise RefusedError("a reason is needed: it stands in the report")
+            plan = await self._plan(guarded, to, release)
+            if plan_sha256 and plan.sha256() != plan_sha256:
+                raise RefusedError("the plan has changed since it was shown: look at it again")
+            given = await self._runs.incident_for(guarded, incident, reason, requested_by)
+            gates = await permitting.judge(
+                plan, guarded, self._store, self._clock, by_person=by_person, incident=given
+            )
+            deployment = await self._last_deployment(guarded)
+            return await self._runs.ask_for(
+                plan,
+                gates,
+                trigger=MANUAL if by_person else AUTOMATIC,
+                requested_by=requested_by,
+                reason=reason,
+                incident=given,
+                deployment=deployment.id if deployment is not None else "",
+            )
 
     def progress(self, run: str) -> Progress | None:
         """How far the step under way has come, where it says so."""
@@ -151,7 +155,7 @@ class Operations:
     async def pause(self, target: str, who: str, why: str, for_s: float | None) -> Pause:
         """Stop all automation of a target, or of all with `*`."""
         if target != EVERYTHING:
-            self._named(target)
+            self._require(target)
         if not why.strip():
             raise RefusedError("a reason is needed: people will ask why nothing happened")
         now = self._clock.now()
@@ -178,28 +182,29 @@ class Operations:
             raise NotFoundError(f"there is no run {run_id}; 'rollbackd history' lists them")
         if run.state in UNFINISHED:
             raise RefusedError(f"{run_id} is {run.state}: settle it before anything is brought back")
-        guarded = self._named(run.target)
-        if not await guarded.database.wait_for_migration_lock(5):
-            raise TransientError(
-                f"a session migrates {run.target} right now: bring the data back when it is done"
-            )
-        label = lost_label(run_id) if lost else run_id
-        report = await guarded.archives.restore(label, dry_run=dry_run)
-        if not dry_run:
-            self._happenings.tell(
-                "data_restored",
-                run=run_id,
-                target=run.target,
-                environment=guarded.settings.environment,
-                actor=actor,
-                restored=report.restored,
-                left=sum(entry.left for entry in report.entries),
-            )
-        return report
+        with self._using(run.target) as guarded:
+            if not await guarded.database.wait_for_migration_lock(5):
+                raise TransientError(
+                    f"a session migrates {run.target} right now: bring the data back when it is done"
+                )
+            label = lost_label(run_id) if lost else run_id
+            report = await guarded.archives.restore(label, dry_run=dry_run)
+            if not dry_run:
+                self._happenings.tell(
+                    "data_restored",
+                    run=run_id,
+                    target=run.target,
+                    environment=guarded.settings.environment,
+                    actor=actor,
+                    restored=report.restored,
+                    left=sum(entry.left for entry in report.entries),
+                )
+            return report
 
     async def archives(self, target: str, run: str = "") -> tuple[ArchiveEntry, ...]:
         """What a target's archives hold."""
-        return await self._named(target).archives.entries(run or None)
+        with self._using(target) as guarded:
+            return await guarded.archives.entries(run or None)
 
     async def prune_archives(self) -> dict[str, tuple[ArchiveEntry, ...]]:
         """Drop the archives that the targets' retention no longer keeps; what was dropped, by target."""
@@ -214,55 +219,55 @@ class Operations:
 
         A second call for the same target waits for the first, and uses its backup if it is young enough.
         """
-        guarded = self._named(target)
-        lock = self._gates.setdefault(target, asyncio.Lock())
-        async with lock:
-            unfinished = [
-                r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key
-            ]
-            if unfinished:
-                reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
-                return GateAnswer(go=False, reasons=(reason,))
-            try:
-                deployment = await watches.find_or_begin(event, guarded)
-                await watches.prepared(deployment.id)
-                # What can't be reached says so itself, here.
-                environment = await guarded.worker.environment()
-                heads = await guarded.database.heads()
-                if set(environment.heads) != set(heads):
-                    raise RefusedError(
-                        f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}:"
-                        " they don't look at the same version table; see 'migrations.url'"
-                    )
-                documented = await self._store.deployment(deployment.id)
-                if documented is None or documented.heads_before is None:
-                    return GateAnswer(
-                        go=False, reasons=("the state before the deploy couldn't be documented",)
-                    )
-                pending = await self._verify_pending(guarded)
-                reasons = pending.reasons
-                if pending.stops:
-                    return GateAnswer(
-                        go=False,
-                        reasons=reasons,
-                        deployment=deployment.id,
-                        heads=documented.heads_before,
-                        migrations=pending.migrations,
-                    )
-                backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
-            except RollbackdError as error:
-                return GateAnswer(go=False, reasons=(str(error),))
-            if backup is None:
-                reasons += ("no backup is configured for this target",)
-            return GateAnswer(
-                go=True,
-                verdict="warn" if reasons else "go",
-                migrations=pending.migrations,
-                reasons=reasons,
-                deployment=deployment.id,
-                heads=documented.heads_before,
-                backup=backup_evidence(backup) if backup is not None else {},
-            )
+        with self._using(target) as guarded:
+            lock = self._gates.setdefault(target, asyncio.Lock())
+            async with lock:
+                unfinished = [
+                    r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key
+                ]
+                if unfinished:
+                    reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
+                    return GateAnswer(go=False, reasons=(reason,))
+                try:
+                    deployment = await watches.find_or_begin(event, guarded)
+                    await watches.prepared(deployment.id)
+                    # What can't be reached says so itself, here.
+                    environment = await guarded.worker.environment()
+                    heads = await guarded.database.heads()
+                    if set(environment.heads) != set(heads):
+                        raise RefusedError(
+                            f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}:"
+                            " they don't look at the same version table; see 'migrations.url'"
+                        )
+                    documented = await self._store.deployment(deployment.id)
+                    if documented is None or documented.heads_before is None:
+                        return GateAnswer(
+                            go=False, reasons=("the state before the deploy couldn't be documented",)
+                        )
+                    pending = await self._verify_pending(guarded)
+                    reasons = pending.reasons
+                    if pending.stops:
+                        return GateAnswer(
+                            go=False,
+                            reasons=reasons,
+                            deployment=deployment.id,
+                            heads=documented.heads_before,
+                            migrations=pending.migrations,
+                        )
+                    backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
+                except RollbackdError as error:
+                    return GateAnswer(go=False, reasons=(str(error),))
+                if backup is None:
+                    reasons += ("no backup is configured for this target",)
+                return GateAnswer(
+                    go=True,
+                    verdict="warn" if reasons else "go",
+                    migrations=pending.migrations,
+                    reasons=reasons,
+                    deployment=deployment.id,
+                    heads=documented.heads_before,
+                    backup=backup_evidence(backup) if backup is not None else {},
+                )
 
     async def _verify_pending(self, guarded: Guarded) -> PendingMigrations:
         """What the policy says of the revisions that are about to go on; what couldn't be tried isn't known to be safe."""
@@ -288,10 +293,10 @@ class Operations:
 
     async def rehearse(self, target: str, *, to: str, depth: Depth | None = None) -> Rehearsed:
         """Rehearse the way down anew; the guarded database isn't touched."""
-        guarded = self._named(target)
-        deployment = await self._last_deployment(guarded)
-        kept = deployment.scripts_sha256 if deployment is not None else ""
-        return await self._planners[target].rehearse(to, kept_scripts=kept, depth=depth)
+        with self._using(target) as guarded:
+            deployment = await self._last_deployment(guarded)
+            kept = deployment.scripts_sha256 if deployment is not None else ""
+            return await self._planners[target].rehearse(to, kept_scripts=kept, depth=depth)
 
     async def _gate_backup(self, guarded: Guarded) -> BackupRecord:
         horizon = self._clock.now() - timedelta(seconds=guarded.settings.backup.reuse_within)
@@ -334,13 +339,18 @@ class Operations:
         known = await self._store.deployments(guarded.name, 1)
         return known[0] if known else None
 
-    def _named(self, target: str) -> Guarded:
-        guarded = self._guarded.get(target)
-        if guarded is None:
+    @contextmanager
+    def _using(self, target: str) -> Iterator[Guarded]:
+        """The target, which stays as it is until what was asked for is done."""
+        self._require(target)
+        with self._guarded.using(target) as guarded:
+            yield guarded
+
+    def _require(self, target: str) -> None:
+        if target not in self._guarded:
             raise NotFoundError(
                 f"there is no target {target}; configured are {', '.join(self._guarded) or 'none'}"
             )
-        return guarded
 
 
 async def _unheard(progress: Progress) -> None:

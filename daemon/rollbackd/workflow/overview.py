@@ -3,7 +3,7 @@
 Works on a store that is open for reading only; how far the step under way has come is known to the engine that takes it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from rollbackd.core.records import Deployment, Run, StoredDecision
 from rollbackd.core.run import UNFINISHED, RunState
 from rollbackd.errors import NotFoundError
 from rollbackd.ports import Clock, Progress, Store
-from rollbackd.settings import Settings, Target
+from rollbackd.settings import Target
 from rollbackd.workflow.operations import EVERYTHING
 from rollbackd.workflow.runs import describe_run
 
@@ -28,12 +28,16 @@ def nobody_knows(_: str) -> None:
 
 
 class Overview:
-    """Gathers what is shown, as plain values; `progress` is that of a run's step under way, as the engine knows it."""
+    """Gathers what is shown, as plain values; `targets` are those configured now, `progress` is that of a run's step under way, as the engine knows it."""
 
     def __init__(
-        self, settings: Settings, store: Store, clock: Clock, progress: Callable[[str], Progress | None]
+        self,
+        targets: Callable[[], Sequence[Target]],
+        store: Store,
+        clock: Clock,
+        progress: Callable[[str], Progress | None],
     ) -> None:
-        self._settings = settings
+        self._targets = targets
         self._store = store
         self._clock = clock
         self._progress = progress
@@ -48,7 +52,7 @@ class Overview:
         now = self._clock.now()
         pauses = {p.target: p for p in await self._store.pauses() if p.holds(now)}
         newest = {run.target: run for run in await self._store.newest_runs()}
-        targets = [t for t in self._settings.targets if name in (None, t.name)]
+        targets = [t for t in self._targets() if name in (None, t.name)]
         if name is not None and not targets:
             raise NotFoundError(f"there is no target {name}")
         return [

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -17,7 +16,8 @@ from rollbackd.workflow.deciding import Deciding
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.operations import Operations
-from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.pulse import Pulse
+from rollbackd.workflow.targets import Targets
 from rollbackd.workflow.watching import Watch
 
 AT_ONCE = 500
@@ -26,6 +26,11 @@ CROWD_PAUSE_S = 0.05
 UPKEEP_EVERY_S = 30.0
 PREPARED_WITHIN_S = 300.0
 STORE_RETRY_S = 2.0
+# What the pipeline promises to the watchdog. An event that asks for a rollback has its way back planned and rehearsed before
+# it is settled, and these have deadlines of their own; everything else is a few commits.
+PIPELINE = "pipeline"
+SLACK_S = 60.0
+LONGEST_EVENT_S = 2 * 3600.0
 # What begins a deployment that nobody announced: the start, or a success whose start was missed. A failure of something
 # unknown says nothing about what is being watched.
 BEGINNINGS = frozenset(
@@ -50,19 +55,19 @@ class Pipeline:
         self,
         store: Store,
         clock: Clock,
-        guarded: Mapping[str, Guarded],
-        planners: Mapping[str, Planner],
+        guarded: Targets,
         deciding: Deciding,
         operations: Operations,
         happenings: Happenings,
+        pulse: Pulse,
     ) -> None:
         self._store = store
         self._clock = clock
         self._guarded = guarded
-        self._planners = planners
         self._deciding = deciding
         self._operations = operations
         self._happenings = happenings
+        self._pulse = pulse
         self._wake = asyncio.Event()
         self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
         self._requests: set[asyncio.Task[None]] = set()
@@ -74,12 +79,9 @@ class Pipeline:
 
     async def run(self) -> None:
         """Work until cancelled: first what was left, then what comes."""
-        for deployment in await self._store.watched_deployments():
-            if deployment.target in self._guarded:
-                self._watch(deployment)
-            else:
-                log.warning("deployment_unwatched", deployment=deployment.id, target=deployment.target)
+        await self.take_up()
         while True:
+            self._pulse.promise(PIPELINE, UPKEEP_EVERY_S + SLACK_S)
             self._wake.clear()
             try:
                 await self._take_all()
@@ -90,6 +92,14 @@ class Pipeline:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(UPKEEP_EVERY_S):
                     await self._wake.wait()
+
+    async def take_up(self) -> None:
+        """Watch every deployment that isn't over."""
+        for deployment in await self._store.watched_deployments():
+            if deployment.target in self._guarded:
+                self._watch(deployment)
+            else:
+                log.warning("deployment_unwatched", deployment=deployment.id, target=deployment.target)
 
     async def stop(self) -> None:
         """End the watches; they are taken up again by the next start."""
@@ -119,6 +129,8 @@ class Pipeline:
         while events := await self._store.next_events(AT_ONCE):
             outcomes: dict[int, str] = {}
             for queued in events:
+                asked = queued.event.kind is EventKind.ROLLBACK_REQUESTED
+                self._pulse.promise(PIPELINE, LONGEST_EVENT_S if asked else SLACK_S)
                 try:
                     outcome = await self._take(queued)
                 except StoreUnavailableError:
@@ -135,6 +147,7 @@ class Pipeline:
                 )
                 if queued.event.kind in NEVER_TWICE:
                     await self._settle(outcomes)
+            self._pulse.promise(PIPELINE, SLACK_S)
             await self._settle(outcomes)
             if len(events) >= CROWD:
                 # Under load, many at once cost little more than one, and receiving goes first.
@@ -159,8 +172,11 @@ class Pipeline:
             return f"no target guards {event.service or 'an unnamed service'} in {event.environment or 'an unnamed environment'}"
         outcomes = []
         for guarded in targets:
+            if guarded.name not in self._guarded:
+                continue
             try:
-                outcomes.append(await self._bring_to_bear(queued, guarded))
+                with self._guarded.using(guarded.name) as now:
+                    outcomes.append(await self._bring_to_bear(queued, now))
             except StoreUnavailableError:
                 raise
             except RollbackdError as error:
@@ -215,6 +231,10 @@ class Pipeline:
 
     async def _begin(self, event: Event, guarded: Guarded, queued: QueuedEvent | None) -> Deployment:
         """Start watching a new deployment. An older one of the target that is still watched ends as superseded."""
+        if self._guarded.is_leaving(guarded.name):
+            raise RefusedError(
+                f"{guarded.name} was taken out of the configuration; what is under way is finished, and nothing new begins"
+            )
         for older in await self._store.watched_deployments():
             if older.target == guarded.name:
                 ended_at = self._clock.now()
@@ -284,8 +304,8 @@ class Pipeline:
             return known[0]
         watch = Watch(
             deployment.id,
-            self._guarded[deployment.target],
-            self._planners[deployment.target],
+            deployment.target,
+            self._guarded,
             self._deciding.deployments,
             self._clock,
             self._happenings,
@@ -304,14 +324,16 @@ class Pipeline:
             log.error(
                 "watch_died", deployment=deployment.id, target=deployment.target, exc_info=task.exception()
             )
-        if not any(watch.target == deployment.target for watch, _ in self._watches.values()):
-            closing = asyncio.create_task(self._let_rest(self._guarded[deployment.target]))
+        guarded = self._guarded.get(deployment.target)
+        if guarded is not None and not any(w.target == guarded.name for w, _ in self._watches.values()):
+            closing = asyncio.create_task(self._let_rest(guarded))
             self._requests.add(closing)
             closing.add_done_callback(self._requests.discard)
 
     async def _let_rest(self, guarded: Guarded) -> None:
         """A target at rest costs nothing: no connection, no waiting worker."""
-        if not any(run.target == guarded.name for run in await self._store.unfinished_runs()):
+        unfinished = any(run.target == guarded.name for run in await self._store.unfinished_runs())
+        if not unfinished and not self._guarded.in_use(guarded.name):
             await guarded.worker.close()
             await guarded.database.close()
 

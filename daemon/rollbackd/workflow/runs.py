@@ -166,6 +166,7 @@ class Runs:
             RefusedError: when the run doesn't wait, the approval came too late, from the requester, or for another plan.
         """
         run = await self._waiting(run_id)
+        self._require_target(run)
         # A hook asks as `hook:cd` and approves as `hook:cd:ann`: one key, so one identity.
         if actor == run.requested_by or actor.startswith(f"{run.requested_by}:"):
             raise RefusedError(f"{actor} asked for {run_id}, so somebody else has to approve it")
@@ -194,6 +195,7 @@ class Runs:
         With `stamp` the stamp that a downgrade lost is moved before that, if the schema is the one that the rehearsal led to.
         """
         run = await self._named(run_id)
+        self._require_target(run)
         if stamp:
             if run.state is not RunState.HELD:
                 raise RefusedError(f"{run_id} is {run.state}; only the stamp of a held run is moved")
@@ -304,6 +306,13 @@ class Runs:
         if run is None:
             raise NotFoundError(f"there is no run {run_id}; 'rollbackd history' lists them")
         return run
+
+    def _require_target(self, run: Run) -> None:
+        if run.target not in self._guarded:
+            raise RefusedError(
+                f"{run.target} is no longer configured, so nothing of {run.id} can be done: put it back into the"
+                " configuration and reload, or deny or abandon the run"
+            )
 
     def _environment_of(self, run: Run) -> str:
         """Empty for a target that is no longer configured: its runs can still be denied, abandoned and expire."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -23,12 +25,14 @@ from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.recovering import taken_by_migration
+from rollbackd.workflow.targets import Targets
 
 LOOK_EVERY_S = 1.0
 STALE_INTERVALS = 4
 MEASUREMENTS_LOOKED_AT = 500
 DEPLOYMENTS_LOOKED_AT = 20
 PRICE_EVERY_S = 30.0
+T = TypeVar("T")
 log = structlog.get_logger()
 
 # Decides on the evidence; True when the deployment is no longer to be watched.
@@ -41,8 +45,8 @@ class Watch:
     def __init__(
         self,
         deployment_id: str,
-        guarded: Guarded,
-        planner: Planner,
+        target: str,
+        targets: Targets,
         deployments: Deployments,
         clock: Clock,
         happenings: Happenings,
@@ -50,14 +54,14 @@ class Watch:
     ) -> None:
         self._deployments = deployments
         self._id = deployment_id
-        self._guarded = guarded
-        self._planner = planner
+        self._targets = targets
+        self.target = target
         self._store = deployments.store
         self._clock = clock
         self._happenings = happenings
         self._decide = decide
         self._nudged = asyncio.Event()
-        self._readings: dict[str, list[Measurement]] = {probe.name: [] for probe in guarded.settings.probes}
+        self._readings: defaultdict[str, list[Measurement]] = defaultdict(list)
         self._due: dict[str, float] = {}
         self._failing_before: frozenset[str] | None = None
         self._planned_for: tuple[str, ...] | None = None
@@ -69,9 +73,17 @@ class Watch:
         self.prepared = asyncio.Event()
 
     @property
-    def target(self) -> str:
-        """The target's name."""
-        return self._guarded.name
+    def _guarded(self) -> Guarded:
+        """The target; the same throughout one look, and as it is configured by then in the next."""
+        return self._targets[self.target]
+
+    @property
+    def _planner(self) -> Planner:
+        return self._targets.planners[self.target]
+
+    async def _in_use(self, work: Awaitable[T]) -> T:
+        with self._targets.using(self.target):
+            return await work
 
     def nudge(self) -> None:
         """Look again now."""
@@ -80,7 +92,8 @@ class Watch:
     async def run(self) -> None:
         """Watch until the decision says that it is over. A fault of the moment is logged and the watch goes on."""
         try:
-            await self._run()
+            with self._targets.keeping(self.target):
+                await self._run()
         finally:
             begun = {task for task in (self._readying, self._recovering) if task is not None}
             for task in begun:
@@ -91,21 +104,26 @@ class Watch:
     async def _run(self) -> None:
         while not self.prepared.is_set():
             try:
-                await self._restore_readings()
-                await self._prepare()
+                await self._in_use(self._prepare())
                 self.prepared.set()
             except Exception as error:  # noqa: BLE001 - whatever it is
                 # Else the deployment would go unwatched, and whoever waits at the gate would wait for ever.
                 log.warning("watch_failed", deployment=self._id, target=self.target, error=str(error))
                 await asyncio.sleep(LOOK_EVERY_S)
+        failures = 0
         while True:
             self._nudged.clear()
             try:
-                if await self._look():
+                if await self._in_use(self._look()):
                     return
+                if failures:
+                    log.info("watch_recovered", deployment=self._id, target=self.target, failures=failures)
+                    failures = 0
             except RollbackdError as error:
+                failures += 1
                 log.warning("watch_failed", deployment=self._id, target=self._guarded.name, error=str(error))
             except Exception:
+                failures += 1
                 log.error("watch_faulted", deployment=self._id, target=self._guarded.name, exc_info=True)
             try:
                 async with asyncio.timeout(self._wait_s()):
@@ -117,6 +135,7 @@ class Watch:
 
     async def _prepare(self) -> None:
         """Document the state, keep the scripts, have a worker ready: the way back before it is needed."""
+        await self._restore_readings()
         deployment = await self._deployment()
         if deployment.heads_before is None:
             try:
@@ -166,9 +185,9 @@ class Watch:
 
     async def _restore_readings(self) -> None:
         known = await self._store.measurements(self._id, MEASUREMENTS_LOOKED_AT)
-        self._readings = {name: [] for name in self._readings}
+        self._readings.clear()
         for measurement in known:
-            self._readings.setdefault(measurement.probe, []).append(measurement)
+            self._readings[measurement.probe].append(measurement)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -248,7 +267,7 @@ class Watch:
             self._taken_at, self._taken = heads_now, None
             if self._recovering is not None:
                 self._recovering.cancel()
-            self._recovering = asyncio.create_task(self._find_taken(deployment, heads_now))
+            self._recovering = asyncio.create_task(self._in_use(self._find_taken(deployment, heads_now)))
         return self._taken
 
     async def _find_taken(self, deployment: Deployment, heads_now: tuple[str, ...]) -> None:
@@ -336,7 +355,9 @@ class Watch:
         if moved or moment >= self._price_due:
             self._price_due = moment + PRICE_EVERY_S
             self._planned_for = now
-            self._readying = asyncio.create_task(self._ready_way_back(deployment, before, moved=moved))
+            self._readying = asyncio.create_task(
+                self._in_use(self._ready_way_back(deployment, before, moved=moved))
+            )
 
     async def _ready_way_back(self, deployment: Deployment, before: tuple[str, ...], *, moved: bool) -> None:
         try:

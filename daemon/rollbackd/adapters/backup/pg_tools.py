@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from rollbackd.adapters.postgres.connection import Place
-from rollbackd.adapters.secrets import read_secret
+from rollbackd.adapters.secrets import read_secret, without_secrets
 from rollbackd.errors import PermanentError, TransientError
 
 # The tools have one exit code for every failure; these words of libpq and the server (LC_ALL=C) tell what may pass.
@@ -100,7 +100,7 @@ async def run_tool(
                 await asyncio.wait({ended}, timeout=0.25)
                 if on_tick is not None:
                     await on_tick()
-            text = (await words).decode(errors="replace").strip()
+            text = without_secrets((await words).decode(errors="replace").strip())
         if process.returncode != 0:
             kind = TransientError if any(words in text for words in TRANSIENT_WORDS) else PermanentError
             raise kind(_explain(Path(argv[0]).name, process.returncode or 0, text))

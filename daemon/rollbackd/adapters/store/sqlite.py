@@ -131,6 +131,20 @@ class SqliteStore:
         """How many records wait to be committed."""
         return self._writer.waiting() if self._writer is not None else 0
 
+    def allow_waiting(self, most: int) -> None:
+        """From now on, refuse what comes while this many records wait."""
+        if self._writer is not None:
+            self._writer.most_waiting = most
+
+    async def answers(self) -> None:
+        """Read something, and have the writer commit nothing: returns once both have been done.
+
+        Raises:
+            StoreUnavailableError: when it answered, and can't be written.
+        """
+        await self.pauses()
+        await self._write(lambda _: None)
+
     # -- deliveries and events -----------------------------------------------------------------------------------------
 
     async def accept(self, delivery: Delivery) -> AcceptedDelivery:

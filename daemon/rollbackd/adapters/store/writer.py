@@ -29,7 +29,7 @@ class Writer:
 
     def __init__(self, engine: Engine, most_waiting: int) -> None:
         self._engine = engine
-        self._most_waiting = most_waiting
+        self.most_waiting = most_waiting
         self._waiting: deque[Waiting] = deque()
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = True
@@ -54,8 +54,8 @@ class Writer:
         """The same for work that takes all items that wait for it one after another at once; see `do`."""
         if self._closed:
             raise StoreUnavailableError("the store is closed")
-        if len(self._waiting) >= self._most_waiting:
-            raise StoreUnavailableError(f"{self._most_waiting} records wait to be written already")
+        if len(self._waiting) >= self.most_waiting:
+            raise StoreUnavailableError(f"{self.most_waiting} records wait to be written already")
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.append((work, item, future))
         if self._idle:

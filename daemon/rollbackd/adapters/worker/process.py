@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rollbackd.adapters.worker.child.faults import redact
+from rollbackd.adapters.secrets import without_secrets
 from rollbackd.errors import PermanentError, RefusedError, RollbackdError, TransientError
 
 # The child's modules are the first line it reads, so that `python` may be a command that runs in a container. They import
@@ -122,7 +122,7 @@ class WorkerProcess:
                     ) from None
                 raise
         if message["type"] == "error":
-            raise KINDS[message["kind"]](message["message"])
+            raise KINDS[message["kind"]](without_secrets(message["message"]))
         return message["answer"]
 
     async def _answer(self, number: int, on_message: MessageSink | None) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class WorkerProcess:
 
     def _death(self) -> RollbackdError:
         code = self._process.returncode
-        last = redact(self._stderr[-1]) if self._stderr else "nothing on its stderr"
+        last = without_secrets(self._stderr[-1]) if self._stderr else "nothing on its stderr"
         if code is not None and code < 0:
             return TransientError(f"the migration worker was killed by signal {-code}; last words: {last}")
         return RefusedError(
