@@ -26,8 +26,16 @@ NEVER_AT_REST = {"jinja2", "sqlglot", "alembic.command", "psycopg", "hypothesis"
 class Daemon:
     """A child process, and how to talk to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        program: list[str] | None = None,
+        part: str = "serve",
+    ) -> None:
         self.folder = folder
+        self.environment = {**os.environ, "PYTHONPATH": str(DAEMON), **(environment or {})}
+        self.program = program or [sys.executable, "-m", "rollbackd", "--config"]
         self.config = folder / "rollbackd.toml"
         (folder / "key").touch(mode=0o600)
         (folder / "key").write_text("whsec_" + base64.b64encode(KEY).decode())
@@ -36,14 +44,14 @@ class Daemon:
         self.port = 0
         self.began = time.monotonic()
         self.log = folder / "log"
-        self.process = self.spawn("serve")
+        self.process = self.spawn(part)
         self.started_s = 0.0
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "rollbackd", "--config", str(self.config), *arguments],
-                env={**os.environ, "PYTHONPATH": str(DAEMON)}, stderr=log, stdout=log, cwd=self.folder,
+                [*self.program, str(self.config), *arguments],
+                env=self.environment, stderr=log, stdout=log, cwd=self.folder,
             )  # fmt: skip
 
     def lines(self) -> list[dict[str, Any]]:
@@ -73,7 +81,7 @@ class Daemon:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    def post(self, name: str) -> int:
+    def post(self, name: str, *, timeout_s: float = 10) -> int:
         event = {"kind": "deploy.failed", "service": "other", "environment": "staging", "deployment": name}
         body, at = json.dumps(event).encode(), str(int(time.time()))
         signature = hmac.new(KEY, b".".join((name.encode(), at.encode(), body)), hashlib.sha256).digest()
@@ -81,7 +89,7 @@ class Daemon:
             "webhook-id": name, "webhook-timestamp": at, "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
         }  # fmt: skip
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/hooks/rollbackd", body, headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return int(answer.status)
 
     def stop(self, number: int = signal.SIGTERM) -> int:

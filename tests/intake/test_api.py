@@ -48,6 +48,7 @@ ROUTES: list[tuple[str, str, object, frozenset[str]]] = [
     ("POST", "/unpause", {}, frozenset({"operator"})),
     ("POST", "/backups/prune", {}, frozenset({"operator"})),
     ("POST", "/archives/prune", {}, frozenset({"operator"})),
+    ("POST", "/reload", {}, frozenset()),
     ("POST", "/tokens", {"name": "made", "roles": ["operate"]}, frozenset()),
     ("POST", "/tokens/reader/revoke", {}, frozenset()),
 ]

@@ -466,7 +466,7 @@ async def test_too_many_waiting_means_503_and_what_was_accepted_is_on_disk(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert house.store._writer is not None
-    monkeypatch.setattr(house.store._writer, "_most_waiting", 3)
+    monkeypatch.setattr(house.store._writer, "most_waiting", 3)
     statuses = [
         answer.status
         for answer in await asyncio.gather(*(house.native(delivery=f"msg_{i}") for i in range(60)))
