@@ -311,13 +311,16 @@ class Ground:
 
     # -- the daemon ----------------------------------------------------------------------------------------------------
 
-    def start(self, point: dict[str, Any] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, point: dict[str, Any] | None = None, more_environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start the daemon, or with a point the one that kills itself there; returns when it answers, or has died."""
         argv = [sys.executable, "-m", "rollbackd", "--config", str(self.config), "serve"]
         if point is not None:
             argv = [sys.executable, str(HERE / "killable_daemon.py"), str(self.config), json.dumps(point)]
         with self.log.open("ab") as log:
-            daemon = subprocess.Popen(argv, env=environment(), stdin=subprocess.DEVNULL, stderr=log)
+            env = {**environment(), **(more_environment or {})}
+            daemon = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=log)
         self.daemons.append(daemon)
         wait_until(lambda: daemon.poll() is not None or self._answers(), "the daemon answers")
         return daemon

@@ -34,8 +34,13 @@ Event = MutableMapping[str, Any]
 
 def set_up_logs(settings: Logging) -> None:
     """Configure structlog; everything goes to stderr, one line an event. May be called again, with other settings."""
-    as_console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if as_console else structlog.processors.JSONRenderer()
+    on_terminal = sys.stderr.isatty()
+    as_console = settings.format == "console" or (settings.format == "auto" and on_terminal)
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=on_terminal)
+        if as_console
+        else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
