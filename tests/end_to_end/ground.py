@@ -312,10 +312,14 @@ class Ground:
     # -- the daemon ----------------------------------------------------------------------------------------------------
 
     def start(
-        self, point: dict[str, Any] | None = None, more_environment: dict[str, str] | None = None
+        self,
+        point: dict[str, Any] | None = None,
+        *,
+        more_environment: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = (),
     ) -> subprocess.Popen[bytes]:
         """Start the daemon, or with a point the one that kills itself there; returns when it answers, or has died."""
-        argv = [sys.executable, "-m", "rollbackd", "--config", str(self.config), "serve"]
+        argv = [*launcher, sys.executable, "-m", "rollbackd", "--config", str(self.config), "serve"]
         if point is not None:
             argv = [sys.executable, str(HERE / "killable_daemon.py"), str(self.config), json.dumps(point)]
         with self.log.open("ab") as log:
