@@ -58,7 +58,7 @@ async def serve(
         RefusedError: when the store or the address is taken.
     """
     # A watchdog ends a stuck daemon with SIGABRT: where each thread stood is then in the log.
-    faulthandler.enable()
+    faulthandler.enable(file=2)
     stopping, hung_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,7 +15,7 @@ import structlog
 from rollbackd.app.composition import Parts, store_directory, wiring
 from rollbackd.app.configuration import Configuration, LoadedHooks, load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
-from rollbackd.errors import ConfigurationError
+from rollbackd.errors import ConfigurationError, StoreUnavailableError
 from rollbackd.intake.connections import Limits
 from rollbackd.intake.deliveries import Deliveries
 
@@ -75,8 +75,11 @@ class Reloading:
                 changed=list(reloaded.changed),
                 waiting=list(reloaded.waiting),
             )
-            # A target that has come back may have a deployment that nobody watches.
-            await self._parts.pipeline.take_up()
+            try:
+                # A target that has come back may have a deployment that nobody watches.
+                await self._parts.pipeline.take_up()
+            except StoreUnavailableError as error:
+                log.warning("watches_not_taken_up", reload=reload_id, error=str(error))
             return reloaded
 
     def _bring_into_force(self, configuration: Configuration, hooks: LoadedHooks) -> Reloaded:
