@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(180)
 COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (),
     "check-config": ("--offline", "--json"),
+    "reload": ("--json",),
     "tokens create": ("--role", "--json"),
     "tokens revoke": ("--json",),
     "tokens list": ("--json",),

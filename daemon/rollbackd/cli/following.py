@@ -61,7 +61,9 @@ async def follow(
 
 async def follow_here(parts: "Parts", run: Run, out: Console, *, quiet: bool) -> dict[str, Any]:
     """Execute a running run here, to its end. Ctrl-C lets the step that is under way finish, as SIGTERM does in the daemon."""
-    overview = Overview(lambda: parts.configuration.settings.targets, parts.store, SystemClock(), parts.operations.progress)
+    overview = Overview(
+        lambda: parts.configuration.settings.targets, parts.store, SystemClock(), parts.operations.progress
+    )
     try:
         return await follow(
             lambda: overview.run(run.id), out, quiet=quiet, is_at_work=lambda: parts.engine.executes(run.id)
