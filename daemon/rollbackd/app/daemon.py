@@ -1,7 +1,6 @@
 """The daemon: starts the parts in order, keeps house, and stops them in order."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from rollbackd.adapters.worker.alembic import prune_kept
 from rollbackd.app.composition import Parts, compose, socket_path, store_directory
 from rollbackd.app.configuration import Configuration, LoadedHooks, load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
+from rollbackd.app.metering import Exposition, refresh
 from rollbackd.console.pages import Pages
 from rollbackd.console.routes import Console
 from rollbackd.errors import RollbackdError
@@ -30,7 +30,7 @@ from rollbackd.intake.server import HttpServer
 from rollbackd.workflow.callers import Sessions
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.happenings import Happenings, Listener
-from rollbackd.workflow.retention import prune_archives, prune_backups
+from rollbackd.workflow.retention import prune_archives
 
 KEEP_HOUSE_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
@@ -62,25 +62,28 @@ async def serve(
     hooks = load_parts_of(configuration)
     settings = configuration.settings
     set_up_logs(settings.logging)
+    rows = {row.name: str(row.action) for row in configuration.matrix.rows}
+    metrics = Metrics(settings.targets, tuple(hooks), rows)
     store = await SqliteStore.open_writing(
-        store_directory(configuration), most_waiting=settings.server.max_waiting_deliveries
+        store_directory(configuration),
+        most_waiting=settings.server.max_waiting_deliveries,
+        on_commit=metrics.commit_ended,
     )
     happenings = Happenings()
     if listener is not None:
         happenings.listen(listener)
-    rows = {row.name: str(row.action) for row in configuration.matrix.rows}
-    metrics = Metrics(settings.targets, tuple(hooks), rows)
     metrics.restore(await store.totals())
+    exposition = Exposition(metrics, store)
     happenings.listen(metrics.listen)
     parts = compose(configuration, store, happenings)
-    server, console = _listening(configuration, parts, hooks, metrics, stopping)
+    server, console = _listening(configuration, parts, hooks, exposition, stopping)
     tasks: list[asyncio.Task[None]] = []
     try:
         await parts.engine.recover()
         await parts.runs.recover()
         tasks = [
             asyncio.create_task(parts.pipeline.run(), name="pipeline"),
-            asyncio.create_task(_keep_house(parts, metrics), name="house"),
+            asyncio.create_task(_keep_house(parts, metrics, exposition), name="house"),
             asyncio.create_task(_document_all(parts), name="documenting"),
         ]
         await server.start()
@@ -109,14 +112,13 @@ async def serve(
         await asyncio.gather(*tasks, return_exceptions=True)
         await parts.pipeline.stop()
         await parts.engine.stop()
-        with contextlib.suppress(RollbackdError):
-            await store.add_totals(metrics.flush())
+        await exposition.save()
         await parts.close()
         log.info("daemon_stopped")
 
 
 def _listening(
-    configuration: Configuration, parts: Parts, hooks: LoadedHooks, metrics: Metrics, stopping: asyncio.Event
+    configuration: Configuration, parts: Parts, hooks: LoadedHooks, exposition: Exposition, stopping: asyncio.Event
 ) -> tuple[HttpServer, Console]:
     """What the outside talks to: hooks, API and console behind one server."""
     settings, store, clock = configuration.settings, parts.store, parts.clock
@@ -137,7 +139,7 @@ def _listening(
         settings.server,
         deliveries,
         [*api.routes(), *console.routes()],
-        metrics.text,
+        exposition.text,
         partial(_problems, store, stopping),
         socket_path(configuration),
     )
@@ -186,7 +188,7 @@ async def _document_all(parts: Parts) -> None:
     await asyncio.gather(*(one(name) for name in parts.guarded))
 
 
-async def _keep_house(parts: Parts, metrics: Metrics) -> None:
+async def _keep_house(parts: Parts, metrics: Metrics, exposition: Exposition) -> None:
     """Totals to disk, gauges, expired approvals, retention."""
     pruned_at = float("-inf")
     loop = asyncio.get_running_loop()
@@ -194,7 +196,8 @@ async def _keep_house(parts: Parts, metrics: Metrics) -> None:
         try:
             await parts.runs.expire()
             await parts.runs.take_up()
-            await _refresh(parts, metrics)
+            await refresh(parts, metrics)
+            await exposition.save()
             if loop.time() - pruned_at >= PRUNE_EVERY_S:
                 pruned_at = loop.time()
                 await _prune(parts)
@@ -205,28 +208,12 @@ async def _keep_house(parts: Parts, metrics: Metrics) -> None:
         await asyncio.sleep(KEEP_HOUSE_EVERY_S)
 
 
-async def _refresh(parts: Parts, metrics: Metrics) -> None:
-    counts: dict[tuple[str, str], int] = {}
-    for run in await parts.store.unfinished_runs():
-        counts[run.target, str(run.state)] = counts.get((run.target, str(run.state)), 0) + 1
-    metrics.set_runs(counts)
-    metrics.set_watched({d.target for d in await parts.store.watched_deployments()})
-    metrics.queue.set(parts.store.waiting())
-    for name in parts.guarded:
-        proved = [b for b in await parts.store.backups(name, 10) if b.level >= 2 and b.removed_at is None]
-        if proved:
-            metrics.set_backup(name, proved[0].created_at.timestamp(), proved[0].size_bytes, proved[0].level)
-    totals = metrics.flush()
-    if totals:
-        await parts.store.add_totals(totals)
-
-
 async def _prune(parts: Parts) -> None:
     now, settings = parts.clock.now(), parts.configuration.settings.store
     pruned = await parts.store.prune(
         now - timedelta(seconds=settings.keep_deliveries), now - timedelta(seconds=settings.keep_measurements)
     )
-    removed = await prune_backups(parts.store, parts.guarded)
+    removed = await parts.operations.prune_backups()
     dropped = await prune_archives(parts.store, parts.clock, parts.guarded)
     in_use = {run.plan.scripts_sha256 for run in await parts.store.unfinished_runs()}
     in_use |= {d.scripts_sha256 for d in await parts.store.watched_deployments()}

@@ -7,8 +7,11 @@ import structlog
 Listener = Callable[[str, dict[str, object]], None]
 log = structlog.get_logger()
 QUIET = frozenset(
-    {"measurement_taken", "step_progressed", "statement_executed", "delivery_answered", "event_settled"}
-)
+    {
+        "measurement_taken", "signal_noted", "step_progressed", "backup_progressed", "statement_executed",
+        "delivery_answered", "event_settled",
+    }
+)  # fmt: skip
 
 
 class Happenings:

@@ -1,7 +1,7 @@
 """What people and CD systems ask for by hand: plan, roll back, approve, deny, resume, abandon, pause, the deploy gate."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Protocol
 
@@ -207,7 +207,9 @@ class Operations:
 
     async def prune_backups(self) -> list[BackupRecord]:
         """Remove what the retention no longer keeps."""
-        return await prune_backups(self._store, self._guarded)
+        removed = await prune_backups(self._store, self._guarded)
+        self._happenings.tell("backups_pruned", removed=len(removed))
+        return removed
 
     async def gate(self, target: str, event: Event, watches: Watches) -> GateAnswer:
         """May this deploy start? Waits until the state is documented and, where a backup is configured, proved.
@@ -215,7 +217,18 @@ class Operations:
         A second call for the same target waits for the first, and uses its backup if it is young enough.
         """
         guarded = self._named(target)
-        lock = self._gates.setdefault(target, asyncio.Lock())
+        answer = await self._judge_deploy(guarded, event, watches)
+        self._happenings.tell(
+            "gate_answered",
+            target=target,
+            deployment=answer.deployment,
+            verdict=answer.verdict,
+            reasons=list(answer.reasons),
+        )
+        return answer
+
+    async def _judge_deploy(self, guarded: Guarded, event: Event, watches: Watches) -> GateAnswer:
+        lock = self._gates.setdefault(guarded.name, asyncio.Lock())
         async with lock:
             unfinished = [
                 r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key
@@ -300,13 +313,17 @@ class Operations:
             usable = known.removed_at is None and known.level >= level
             if usable and known.created_at >= horizon and await guarded.backups.is_whole(known):
                 return known
-        backup = await guarded.backups.take(
-            "", GATE_BACKUP, timeout_s=guarded.settings.backup.dump_timeout, on_progress=_unheard
-        )
-        proved = await guarded.backups.prove(
-            backup, level=level, timeout_s=guarded.settings.backup.proof_timeout, on_progress=_unheard
-        )
-        await self._store.save_backup(proved)
+        backup = guarded.settings.backup
+        try:
+            taken = await guarded.backups.take(
+                "", GATE_BACKUP, timeout_s=backup.dump_timeout, on_progress=self._telling(guarded, "back_up")
+            )
+            proved = await guarded.backups.prove(
+                taken, level=level, timeout_s=backup.proof_timeout, on_progress=self._telling(guarded, "prove_backup")
+            )  # fmt: skip
+            await self._store.save_backup(proved)
+        finally:
+            self._happenings.tell("backup_ended", target=guarded.name)
         self._happenings.tell(
             "backup_proved",
             target=guarded.name,
@@ -316,6 +333,20 @@ class Operations:
             size_bytes=proved.size_bytes,
         )
         return proved
+
+    def _telling(self, guarded: Guarded, kind: str) -> Callable[[Progress], Awaitable[None]]:
+        """Tells how far a backup is that belongs to no run, under the name of a run's step."""
+
+        async def progressed(progress: Progress) -> None:
+            self._happenings.tell(
+                "backup_progressed",
+                target=guarded.name,
+                kind=kind,
+                done=progress.done,
+                total=progress.total,
+            )
+
+        return progressed
 
     async def _plan(self, guarded: Guarded, to: str, release: str, *, fresh: bool = False) -> Plan:
         deployment = await self._last_deployment(guarded)
@@ -341,7 +372,3 @@ class Operations:
                 f"there is no target {target}; configured are {', '.join(self._guarded) or 'none'}"
             )
         return guarded
-
-
-async def _unheard(progress: Progress) -> None:
-    """The gate's caller waits for the answer; nobody listens to the progress."""
