@@ -6,13 +6,14 @@ children weighs a kilobyte or more; here it is a key and a number.
 
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 T = TypeVar("T")
@@ -23,9 +24,9 @@ SEPARATOR = "\x1f"
 SUM = "sum"
 
 
-class Family(Generic[T]):
+class Family(Collector, Generic[T]):
     """One metric: a value for each combination of label values. Values are immutable, so that `collect` may run in
-    another thread than the one that counts.
+    another thread than the one that counts. `changes` grows with each change, so that what was written may be kept.
     """
 
     def __init__(self, name: str, text: str, labels: Labels = ()) -> None:
@@ -33,6 +34,7 @@ class Family(Generic[T]):
         self.text = text
         self.labels = labels
         self.values: dict[Labels, T] = {}
+        self.changes = 0
         # Of targets and hooks that aren't configured now: should they come back, they go on from here.
         self._gone: dict[Labels, T] = {}
 
@@ -40,8 +42,8 @@ class Family(Generic[T]):
         """What a child begins with."""
         raise NotImplementedError
 
-    def collect(self) -> Metric:
-        """Everything as Prometheus's client wants it."""
+    def collect(self) -> Iterable[Metric]:
+        """The whole family, as Prometheus's client wants it."""
         raise NotImplementedError
 
     def expect(self, children: Collection[Labels]) -> None:
@@ -49,6 +51,7 @@ class Family(Generic[T]):
         known = {**self._gone, **self.values}
         self.values = {labels: known.pop(labels, None) or self.zero() for labels in children}
         self._gone = known
+        self.changes += 1
 
     def snapshot(self) -> list[tuple[Labels, T]]:
         """All children at one moment."""
@@ -63,20 +66,24 @@ class Gauge(Family[float]):
 
     def set(self, labels: Labels, value: float | None) -> None:
         """Set it; None takes it away."""
+        if self.values.get(labels) == value:
+            return
         if value is None:
-            self.values.pop(labels, None)
+            del self.values[labels]
         else:
             self.values[labels] = value
+        self.changes += 1
 
     def keep(self, children: Collection[Labels]) -> None:
         """Let go of all but these."""
         self.values = {labels: value for labels, value in self.values.items() if labels in children}
+        self.changes += 1
 
-    def collect(self) -> Metric:
+    def collect(self) -> Iterable[Metric]:
         family = GaugeMetricFamily(self.name, self.text, labels=self.labels)
         for labels, value in self.snapshot():
             family.add_metric(labels, value)
-        return family
+        return [family]
 
 
 class Total(Family[T]):
@@ -92,8 +99,11 @@ class Total(Family[T]):
         """Go on from a total of the store; `parts` are its key without the name."""
         raise NotImplementedError
 
-    def _find(self, labels: Labels) -> dict[Labels, T]:
-        return self.values if labels in self.values else self._gone
+    def _replace(self, labels: Labels, change: Callable[[T], T]) -> None:
+        """Change a child; of what isn't configured it is kept, and not shown."""
+        values = self.values if labels in self.values else self._gone
+        values[labels] = change(values.get(labels, self.zero()))
+        self.changes += 1
 
     def _note(self, parts: Labels, amount: float) -> None:
         if self._unsaved is None:
@@ -110,19 +120,17 @@ class Counter(Total[float]):
 
     def add(self, labels: Labels, amount: float = 1.0) -> None:
         """Count; what isn't configured any more is counted too, and not shown."""
-        found = self._find(labels)
-        found[labels] = found.get(labels, 0.0) + amount
+        self._replace(labels, lambda known: known + amount)
         self._note(labels, amount)
 
     def restore(self, parts: Labels, amount: float) -> None:
-        found = self._find(parts)
-        found[parts] = found.get(parts, 0.0) + amount
+        self._replace(parts, lambda known: known + amount)
 
-    def collect(self) -> Metric:
+    def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self.name, self.text, labels=self.labels)
         for labels, value in self.snapshot():
             family.add_metric(labels, value)
-        return family
+        return [family]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +163,35 @@ class Histogram(Total[Distribution]):
 
     def observe(self, labels: Labels, amount: float, example: Mapping[str, str] | None = None) -> None:
         """Count one observation; `example` are labels by which somebody finds it, such as a run's id."""
-        found, bucket = self._find(labels), bisect_left(self._bounds, amount)
-        known = found.get(labels, self._zero)
-        examples = known.examples
-        if example is not None:
-            examples = {**examples, bucket: Exemplar(dict(example), amount, round(time.time(), 3))}
-        found[labels] = Distribution(_added(known.counts, bucket, 1), known.total + amount, examples)
+        bucket = bisect_left(self._bounds, amount)
+
+        def observed(known: Distribution) -> Distribution:
+            examples = known.examples
+            if example is not None:
+                examples = {**examples, bucket: Exemplar(dict(example), amount, round(time.time(), 3))}
+            return Distribution(_added(known.counts, bucket, 1), known.total + amount, examples)
+
+        self._replace(labels, observed)
         self._note((*labels, self._names[bucket]), 1)
         self._note((*labels, SUM), amount)
 
     def restore(self, parts: Labels, amount: float) -> None:
-        *first, last = parts
-        labels = tuple(first)
-        found = self._find(labels)
-        known = found.get(labels, self._zero)
-        if last == SUM:
-            found[labels] = Distribution(known.counts, known.total + amount, known.examples)
-        elif last in self._names:
-            counts = _added(known.counts, self._names.index(last), int(amount))
-            found[labels] = Distribution(counts, known.total, known.examples)
+        *labels, last = parts
 
-    def collect(self) -> Metric:
+        def restored(known: Distribution) -> Distribution:
+            if last == SUM:
+                return replace(known, total=known.total + amount)
+            if last not in self._names:
+                return known
+            return replace(known, counts=_added(known.counts, self._names.index(last), int(amount)))
+
+        self._replace(tuple(labels), restored)
+
+    def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
         for labels, value in self.snapshot():
             family.add_metric(labels, self._buckets(value), value.total)
-        return family
+        return [family]
 
     def _buckets(self, value: Distribution) -> list[Bucket]:
         counts = enumerate(zip(self._names, accumulate(value.counts), strict=True))

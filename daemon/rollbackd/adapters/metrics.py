@@ -11,14 +11,14 @@ from datetime import datetime
 from itertools import product
 from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import ProcessCollector
 from prometheus_client.core import InfoMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from rollbackd import __version__
 from rollbackd.adapters.metric_families import SEPARATOR, Counter, Family, Gauge, Histogram, Labels, Total
+from rollbackd.adapters.metric_text import MetricText
 from rollbackd.core.checks import Outcome
 from rollbackd.core.events import EventKind, EventResult
 from rollbackd.core.evidence import Quality
@@ -80,7 +80,16 @@ BY_TARGET = ("target", "environment")
 Fields = dict[str, object]
 
 
-class Metrics(Collector):
+class Build(Collector):
+    """What runs."""
+
+    def collect(self) -> Iterable[Metric]:
+        """One sample, which is 1."""
+        told = {"version": __version__, "python": platform.python_version()}
+        return [InfoMetricFamily("rollbackd_build", "The version that runs.", told)]
+
+
+class Metrics:
     """Counts what happens. What was counted is saved by `take_unsaved`, and shown by `text`."""
 
     def __init__(self, targets: tuple[Target, ...], hooks: tuple[str, ...], rows: Mapping[str, str]) -> None:
@@ -93,9 +102,7 @@ class Metrics(Collector):
         self._stale_backups: set[str] = set()
         self.expect(targets, hooks, rows)
         self.set_reload(ok=True, at=time.time())
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._text = MetricText(self._families, (Build(), ProcessCollector(registry=None)))
 
     # -- what there is -------------------------------------------------------------------------------------------------
 
@@ -302,23 +309,12 @@ class Metrics(Collector):
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
-    def collect(self) -> Iterable[Metric]:
-        """Every family; asked for by the registry, in whatever thread writes the text."""
-        yield InfoMetricFamily(
-            "rollbackd_build",
-            "The version that runs.",
-            {"version": __version__, "python": platform.python_version()},
-        )
-        for family in self._families:
-            yield family.collect()
-
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition in the format that an Accept header asks for, and its content type.
 
         OpenMetrics has exemplars: the run or the deployment behind an observation.
         """
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        return self._text.write(accept)
 
     # -- totals --------------------------------------------------------------------------------------------------------
 
