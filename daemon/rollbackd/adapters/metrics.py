@@ -66,7 +66,7 @@ PRICE = (
     (
         "cheap_until_timestamp_seconds",
         "When its lock outgrows the budget, at this pace; absent where it doesn't.",
-        "cheap_until",
+        "cheap_until_s",
         False,
     ),
 )
@@ -414,8 +414,6 @@ class Metrics:
         """The price of going back; without fields there is nothing to go back from."""
         for _, _, field, has_unknown in PRICE:
             value = fields.get(field)
-            if isinstance(value, datetime):
-                value = value.timestamp()
             known = isinstance(value, (int, float)) and not (has_unknown and value < 0)
             self._price[field].set((target, environment), float(value) if known else None)  # type: ignore[arg-type]
         for way in WAYS:

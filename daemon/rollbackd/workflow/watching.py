@@ -137,7 +137,7 @@ class Watch:
                 "schema_drifted",
                 deployment=self._id,
                 target=self._guarded.name,
-                since=earlier.taken_at,
+                since=earlier.taken_at.isoformat(),
                 difference=compare_schemas(earlier.schema, now.schema).summary(),
             )
         if earlier is not None and set(earlier.heads) != set(now.heads):
@@ -388,7 +388,7 @@ class Watch:
             rows_lost=price.rows_lost,
             rows_only_new=price.rows_only_new,
             growth=price.growth,
-            cheap_until=price.cheap_until,
+            cheap_until_s=price.cheap_until.timestamp() if price.cheap_until is not None else None,
             blockers=list(price.blockers),
             text=price.text(),
         )
