@@ -18,8 +18,8 @@ log = structlog.get_logger()
 class Exposition:
     """Writes the metrics out, one scrape at a time and beside the event loop.
 
-    What a scrape shows is on disk before: a total that was seen and lost in a crash would be smaller after the restart, and
-    Prometheus would take the smaller one for that many new events.
+    What a scrape shows was saved right before: a total that was seen and lost in a crash would be smaller after the restart,
+    and Prometheus would take it for a counter that began anew, and all of it for new events.
     """
 
     def __init__(self, metrics: Metrics, store: SqliteStore) -> None:
