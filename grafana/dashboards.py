@@ -14,6 +14,7 @@ Panel = dict[str, Any]
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 DAEMON = 'job=~"$job", instance=~"$instance"'
 TARGET = f'{DAEMON}, environment=~"$environment", target=~"$target"'
+ENVIRONMENT = f'{DAEMON}, environment=~"$environment"'
 # Recorded series have lost the instance.
 RECORDED = 'job=~"$job", environment=~"$environment", target=~"$target"'
 CONSOLE = [{"title": "Console", "url": "${console_url}/", "targetBlank": True}]
@@ -188,16 +189,15 @@ def colored(name: str, color: str) -> dict[str, Any]:
     return {"matcher": {"id": "byRegexp", "options": f"/(^|.* ){name}$/"}, "properties": [fixed]}
 
 
-def quantiles(metric: str, by: str, legend: str, window: str = "$__rate_interval") -> list[dict[str, Any]]:
+def quantiles(
+    metric: str, by: str = "", chosen: str = "@", added: str = "rate", window: str = "$__rate_interval"
+) -> list[dict[str, Any]]:
     """Median and 95th percentile of a histogram, with its exemplars: each leads to its run or deployment."""
-    grouped = f"le, {by}" if by else "le"
-    chosen = '#, environment=~"$environment"' if metric.startswith("rollbackd_step") else "@"
-    if metric.startswith("rollbackd_store"):
-        chosen = "#"
+    grouped, legend = (f"le, {by}", f"{{{{{by}}}}} ") if by else ("le", "")
     return [
         query(
-            f"histogram_quantile({share}, sum by ({grouped}) (rate({metric}_bucket{{{chosen}}}[{window}])))",
-            f"{legend} {name}".strip(),
+            f"histogram_quantile({share}, sum by ({grouped}) ({added}({metric}_bucket{{{chosen}}}[{window}])))",
+            f"{legend}{name}",
             exemplar=True,
         )
         for share, name in ((0.5, "median"), (0.95, "p95"))
@@ -300,19 +300,19 @@ def annotations() -> list[dict[str, Any]]:
     def mark(name: str, color: str, expression: str, title: str, text: str) -> dict[str, Any]:
         return {
             "name": name, "datasource": DATASOURCE, "enable": True, "hide": False, "iconColor": color,
-            "target": {"refId": "Anno", "datasource": DATASOURCE, "interval": "60s", **query(expression)},
+            "expr": query(expression)["expr"], "step": "60s",
             "titleFormat": title, "textFormat": text, "tagKeys": "environment,target,outcome", "useValueForTime": False,
         }  # fmt: skip
 
     return [
         mark(
             "Deployments", BLUE,
-            "sum by (target, environment) (increase(rollbackd_deployments_started_total{@}[$__interval])) > 0",
+            "sum by (target, environment) (increase(rollbackd_deployments_started_total{@}[$__rate_interval])) > 0",
             "Deployment of {{target}}", "A deploy to {{environment}} began.",
         ),
         mark(
             "Rollbacks", RED,
-            "sum by (target, environment, outcome) (increase(rollbackd_runs_total{@}[$__interval])) > 0",
+            "sum by (target, environment, outcome) (increase(rollbackd_runs_total{@}[$__rate_interval])) > 0",
             "Rollback of {{target}}: {{outcome}}", "A run in {{environment}} ended.",
         ),
     ]  # fmt: skip
@@ -577,7 +577,7 @@ def daemon() -> list[Panel]:
         lines(
             "Commits of the store",
             "One commit is one fsync that many records share.",
-            *quantiles("rollbackd_store_commit_duration_seconds", "", ""),
+            *quantiles("rollbackd_store_commit_duration_seconds", chosen="#"),
             unit="s",
             size=(8, 7),
         ),
@@ -680,19 +680,19 @@ def activity() -> dict[str, Any]:
         lines(
             "Time at work",
             "Of runs, without the time that they waited for a person. An exemplar leads to its run.",
-            *quantiles("rollbackd_run_duration_seconds", "", ""),
+            *quantiles("rollbackd_run_duration_seconds"),
             unit="s",
         ),
         lines(
             "Time that people took",
             "Of runs that waited, for an approval or held.",
-            *quantiles("rollbackd_run_wait_seconds", "reason", "{{reason}}"),
+            *quantiles("rollbackd_run_wait_seconds", "reason"),
             unit="s",
         ),
         lines(
             "Time of steps",
             "The slowest twentieth, for each kind of step; of all targets of the environments chosen.",
-            quantiles("rollbackd_step_duration_seconds", "step", "{{step}}")[1],
+            quantiles("rollbackd_step_duration_seconds", "step", ENVIRONMENT)[1],
             unit="s",
         ),
         lines(
@@ -831,14 +831,14 @@ def dora() -> dict[str, Any]:
         lines(
             "Lead time for changes",
             "Of the deployments of each day. An exemplar leads to its deployment.",
-            *quantiles(lead, "", "", "$__interval"),
+            *quantiles(lead, added="increase", window="$__interval"),
             unit="s",
             interval="1d",
         ),
         lines(
             "Time to restore",
             "Of the rollbacks of each day. An exemplar leads to its deployment.",
-            *quantiles(restore, "", "", "$__interval"),
+            *quantiles(restore, added="increase", window="$__interval"),
             unit="s",
             interval="1d",
         ),

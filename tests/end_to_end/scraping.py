@@ -39,6 +39,14 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             return dict(json.load(error))
 
+    def is_ready(self) -> bool:
+        """It listens before it has read its rules, and answers 503 until then."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return False
+
     def now(self, query: str) -> list[dict[str, Any]]:
         """The series of an instant query."""
         answer = self.ask("query", query=query)
@@ -84,6 +92,7 @@ def prometheus_on(program: Path, rules: Path, folder: Path, port: int) -> Iterat
             return int(found[1]) if found else 0
 
         started = Prometheus(wait_until(port_of, log.read_text))
+        wait_until(started.is_ready, log.read_text)
         started.wait('up{job="rollbackd"} == 1', log.read_text)
         yield started
     finally:

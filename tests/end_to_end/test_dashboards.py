@@ -54,7 +54,7 @@ def queries_of_panels() -> list[Any]:
                 for target in panel.get("targets", ()):
                     found[f"{name}: {panel['title']} {target['refId']}"] = target["expr"]
         for mark in dashboard["annotations"]["list"]:
-            found[f"{name}: annotation {mark['name']}"] = mark["target"]["expr"]
+            found[f"{name}: annotation {mark['name']}"] = mark["expr"]
     return [pytest.param(query, id=label) for label, query in found.items()]
 
 

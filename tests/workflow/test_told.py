@@ -111,7 +111,9 @@ async def test_a_rollback_that_a_person_asked_for_restores_from_when_it_was_aske
 
 
 async def test_lead_time_is_told_of_what_was_kept_and_whose_commit_is_known(make_rig: MakeRig) -> None:
-    probe = Probe(name="health", url="http://h", interval=Duration(0.01), timeout=Duration(9_999), successes=2)
+    probe = Probe(
+        name="health", url="http://h", interval=Duration(0.01), timeout=Duration(9_999), successes=2
+    )
     rig = await make_rig(a_target(probes=(probe,), bake_time=Duration(30)))
     rig.clock.step_s = 0.01
     committed_at = rig.clock.at - timedelta(hours=3)
