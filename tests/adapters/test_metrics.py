@@ -138,8 +138,11 @@ def test_how_far_a_backup_is_goes_away_with_its_step() -> None:
     metrics = a_metrics()
     metrics.listen("backup_progressed", {"target": "shop", "kind": "back_up", "done": 30.0, "total": 120.0})
     assert value(metrics, "step_progress_ratio", step="back_up", **SHOP) == 0.25
-    metrics.listen("backup_ended", {"target": "shop"})
+    metrics.listen("backup_progressed", {"target": "shop", "kind": "prove_backup", "done": 5.0, "total": 5.0})
     assert value(metrics, "step_progress_ratio", step="back_up", **SHOP) is None
+    assert value(metrics, "step_progress_ratio", step="prove_backup", **SHOP) == 1.0
+    metrics.listen("backup_ended", {"target": "shop"})
+    assert value(metrics, "step_progress_ratio", step="prove_backup", **SHOP) is None
     metrics.listen("step_progressed", {"target": "shop", "kind": "copy_ahead", "done": 5, "total": 0})
     assert value(metrics, "step_progress_ratio", step="copy_ahead", **SHOP) is None
 

@@ -466,8 +466,7 @@ class Metrics:
 
     def _run(self, fields: Fields) -> None:
         labels = self._of(fields)
-        for kind in STEP_KINDS:
-            self._progress.set((*labels, kind), None)
+        self._clear_progress(labels)
         if fields["state"] == RunState.HELD:
             self._holds.add(labels)
         else:
@@ -493,7 +492,7 @@ class Metrics:
         target, environment = self._of(fields)
         kind, phase = str(fields["kind"]), fields["phase"]
         if phase != StepPhase.INTENT:
-            self._progress.set((target, environment, kind), None)
+            self._clear_progress((target, environment))
         if phase == StepPhase.FAILED:
             self._failures.add((environment, kind))
         if phase == StepPhase.DONE:
@@ -516,13 +515,18 @@ class Metrics:
                 self._drifts.add((target, environment, DRIFTS[check]))
 
     def _progressed(self, fields: Fields) -> None:
+        """A target takes one step at a time: with the next one, the one before is over."""
+        self._clear_progress(self._of(fields))
         done, total = fields["done"], fields["total"]
         if isinstance(done, (int, float)) and isinstance(total, (int, float)) and total > 0:
             self._progress.set((*self._of(fields), str(fields["kind"])), min(done / total, 1.0))
 
-    def _backup(self, fields: Fields) -> None:
+    def _clear_progress(self, target: tuple[str, str]) -> None:
         for kind in STEP_KINDS:
-            self._progress.set((*self._of(fields), kind), None)
+            self._progress.set((*target, kind), None)
+
+    def _backup(self, fields: Fields) -> None:
+        self._clear_progress(self._of(fields))
         self._stale_backups.add(str(fields["target"]))
 
     def _pruned(self, _: Fields) -> None:
