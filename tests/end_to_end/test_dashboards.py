@@ -236,6 +236,26 @@ def test_an_exemplar_names_the_run(prometheus: Prometheus) -> None:
     assert all(run.startswith("run-") for run in runs)
 
 
+def test_the_links_of_an_exemplar_are_pages_of_the_console(prometheus: Prometheus) -> None:
+    """Whoever isn't signed in is asked to, and isn't told that there is no such page."""
+    text = resource("grafana", "provisioning", "datasources", "prometheus.yml").read_text(encoding="utf-8")
+    paths = re.findall(r"url: http://127\.0\.0\.1:8765(/\S+)", text)
+    daemon = prometheus.ask("targets")["data"]["activeTargets"][0]["scrapeUrl"].removesuffix("/metrics")
+
+    def status(path: str) -> int:
+        try:
+            with urllib.request.urlopen(
+                daemon + path.replace("$${__value.raw}", "some-id"), timeout=10
+            ) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert len(paths) == 3
+    assert 404 not in {status(path) for path in (*paths, "/")}
+    assert status("/nosuch/some-id") == 404
+
+
 def test_the_daemons_own_text_is_clean(prometheus: Prometheus, require_program: RequireProgram) -> None:
     """After all that, `promtool check metrics` has nothing to say; and the strict parser of OpenMetrics takes the other format."""
     target = prometheus.ask("targets")["data"]["activeTargets"][0]["scrapeUrl"]

@@ -118,7 +118,11 @@ async def serve(
 
 
 def _listening(
-    configuration: Configuration, parts: Parts, hooks: LoadedHooks, exposition: Exposition, stopping: asyncio.Event
+    configuration: Configuration,
+    parts: Parts,
+    hooks: LoadedHooks,
+    exposition: Exposition,
+    stopping: asyncio.Event,
 ) -> tuple[HttpServer, Console]:
     """What the outside talks to: hooks, API and console behind one server."""
     settings, store, clock = configuration.settings, parts.store, parts.clock
