@@ -59,7 +59,7 @@ lock: ## resolve requirements.lock anew from pyproject.toml
 
 clean: ## remove all that was made here
 	@rm -rf $(VENV) .cache-* .pytest_cache .hypothesis build dist
-	@find daemon tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find daemon grafana tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- The virtual environment -----------------------------------------------------------------------------------------
 

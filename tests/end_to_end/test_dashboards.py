@@ -236,24 +236,28 @@ def test_an_exemplar_names_the_run(prometheus: Prometheus) -> None:
     assert all(run.startswith("run-") for run in runs)
 
 
-def test_the_links_of_an_exemplar_are_pages_of_the_console(prometheus: Prometheus) -> None:
-    """Whoever isn't signed in is asked to, and isn't told that there is no such page."""
-    text = resource("grafana", "provisioning", "datasources", "prometheus.yml").read_text(encoding="utf-8")
-    paths = re.findall(r"url: http://127\.0\.0\.1:8765(/\S+)", text)
+def test_every_link_leads_to_a_page_of_the_console(prometheus: Prometheus) -> None:
+    """Of panels, rows of tables and exemplars. Whoever isn't signed in is asked to, and isn't told that there is no such page."""
+    provisioned = resource("grafana", "provisioning", "datasources", "prometheus.yml").read_text(
+        encoding="utf-8"
+    )
+    paths = set(re.findall(r"url: http://127\.0\.0\.1:8765(/\S+)", provisioned))
+    for dashboard in DASHBOARDS.values():
+        paths |= set(re.findall(r'"\$\{console_url\}(/[^"]*)"', json.dumps(dashboard)))
     daemon = prometheus.ask("targets")["data"]["activeTargets"][0]["scrapeUrl"].removesuffix("/metrics")
 
     def status(path: str) -> int:
         try:
             with urllib.request.urlopen(
-                daemon + path.replace("$${__value.raw}", "some-id"), timeout=10
+                daemon + re.sub(r"\$+\{.*?\}", "some-id", path), timeout=10
             ) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
 
-    assert len(paths) == 3
-    assert 404 not in {status(path) for path in (*paths, "/")}
-    assert status("/nosuch/some-id") == 404
+    assert {"/", "/runs", "/runs/$${__value.raw}/report", "/targets/${__value.raw}"} <= paths
+    assert [path for path in sorted(paths) if status(path) == 404] == []
+    assert status("/nosuch") == 404
 
 
 def test_the_daemons_own_text_is_clean(prometheus: Prometheus, require_program: RequireProgram) -> None:
