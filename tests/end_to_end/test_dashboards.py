@@ -81,7 +81,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.revision(
         "customers",
         "op.execute('CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL)')\n"
-        "op.execute(\"INSERT INTO customers SELECT n, 'customer ' || n FROM generate_series(1, 400000) n\")",
+        "op.execute(\"INSERT INTO customers SELECT n, 'customer ' || n FROM generate_series(1, 250000) n\")",
         "op.drop_table('customers')",
     )
     project.revision(
@@ -114,7 +114,7 @@ def prometheus(
         try:
             project.alembic(ground.url(), "upgrade", "customers")
             ground.runs_version(OLD)
-            ground.configure(policy={"approval_required": True, "bake_time": "6s", "cool_down": "0s"})
+            ground.configure(policy={"approval_required": True, "bake_time": "5s", "cool_down": "0s"})
             ground.start()
             with prometheus_on(program, RULES, folder, ground.port()) as watching:
                 tell(ground, watching)
