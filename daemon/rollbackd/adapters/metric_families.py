@@ -59,7 +59,19 @@ class Family(Collector, Generic[T]):
 
 
 class Gauge(Family[float]):
-    """A value that is as it is now, or absent where there is none."""
+    """A value that is as it is now; an optional one is absent where there is none."""
+
+    def __init__(self, name: str, text: str, labels: Labels = (), *, optional: bool = False) -> None:
+        super().__init__(name, text, labels)
+        self._optional = optional
+
+    def expect(self, children: Collection[Labels]) -> None:
+        if not self._optional:
+            super().expect(children)
+            return
+        expected = set(children)
+        self.values = {labels: value for labels, value in self.values.items() if labels in expected}
+        self.changes += 1
 
     def zero(self) -> float:
         return 0.0
@@ -72,11 +84,6 @@ class Gauge(Family[float]):
             del self.values[labels]
         else:
             self.values[labels] = value
-        self.changes += 1
-
-    def keep(self, children: Collection[Labels]) -> None:
-        """Let go of all but these."""
-        self.values = {labels: value for labels, value in self.values.items() if labels in children}
         self.changes += 1
 
     def collect(self) -> Iterable[Metric]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import InfoMetricFamily
@@ -38,8 +38,11 @@ REFUSALS = (
 # Of a hook that isn't configured.
 UNKNOWN_HOOK = "unknown"
 # Where evidence comes from, with what its readings can be. An alert is somebody's word: it is there or it isn't.
-PROBE = "probe"
-EVIDENCE = {PROBE: tuple(Quality), "prometheus": tuple(Quality), "alert": (Quality.OK,)}
+PROBE, ALERT = "probe", "alert"
+EVIDENCE = (
+    *((source, str(quality)) for source in (PROBE, "prometheus") for quality in Quality),
+    (ALERT, str(Quality.OK)),
+)
 DEPLOYMENT_OUTCOMES = (
     "kept", "rolled_back", "rollback_failed", "rollback_denied", "rollback_expired", "abandoned", "superseded",
     "investigate", "fix_forward",
@@ -75,9 +78,20 @@ MINUTES_AND_HOURS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.
 STEP_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 DAYS = (900.0, 3600.0, 14400.0, 43200.0, 86400.0, 172800.0, 604800.0, 1209600.0, 2592000.0)
 COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-BY_TARGET = ("target", "environment")
+BY_DAEMON: Labels = ()
+BY_HOOK: Labels = ("hook",)
+BY_ENVIRONMENT: Labels = ("environment",)
+BY_TARGET: Labels = ("target", "environment")
 
 Fields = dict[str, object]
+Words = tuple[Labels, ...]
+AnyFamily = TypeVar("AnyFamily", bound=Family[Any])
+NO_WORDS: Words = ((),)
+
+
+def every(*closed: Iterable[str]) -> Words:
+    """Every combination of closed words, one for each label."""
+    return tuple(tuple(map(str, words)) for words in product(*closed))
 
 
 class Build(Collector):
@@ -95,6 +109,7 @@ class Metrics:
     def __init__(self, targets: tuple[Target, ...], hooks: tuple[str, ...], rows: Mapping[str, str]) -> None:
         self._unsaved: dict[str, float] = {}
         self._families: list[Family[Any]] = []
+        self._children: dict[str, tuple[Labels, Words]] = {}
         self._make_daemons()
         self._make_targets()
         self._make_way_back()
@@ -106,159 +121,190 @@ class Metrics:
 
     # -- what there is -------------------------------------------------------------------------------------------------
 
-    def _counter(self, name: str, text: str, labels: Labels) -> Counter:
-        family = Counter(f"rollbackd_{name}", text, labels, self._unsaved)
-        self._families.append(family)
-        return family
+    def _counter(
+        self,
+        name: str,
+        text: str,
+        by: Labels,
+        more: Labels = (),
+        words: Words = NO_WORDS,
+        *,
+        kept: bool = True,
+    ) -> Counter:
+        return self._add(
+            Counter(f"rollbackd_{name}", text, (*by, *more), self._unsaved if kept else None), by, words
+        )
 
-    def _histogram(self, name: str, text: str, labels: Labels, buckets: tuple[float, ...]) -> Histogram:
-        family = Histogram(f"rollbackd_{name}", text, labels, buckets, self._unsaved)
-        self._families.append(family)
-        return family
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], by: Labels, more: Labels = (), words: Words = NO_WORDS,
+        *, kept: bool = True,
+    ) -> Histogram:  # fmt: skip
+        unsaved = self._unsaved if kept else None
+        return self._add(Histogram(f"rollbackd_{name}", text, (*by, *more), buckets, unsaved), by, words)
 
-    def _gauge(self, name: str, text: str, labels: Labels = ()) -> Gauge:
-        family = Gauge(f"rollbackd_{name}", text, labels)
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        by: Labels,
+        more: Labels = (),
+        words: Words = NO_WORDS,
+        *,
+        optional: bool = False,
+    ) -> Gauge:
+        return self._add(Gauge(f"rollbackd_{name}", text, (*by, *more), optional=optional), by, words)
+
+    def _add(self, family: AnyFamily, by: Labels, words: Words) -> AnyFamily:
+        """Have a family whose children are, for each target (or hook, …) that is configured, each of these words."""
         self._families.append(family)
+        self._children[family.name] = (by, words)
         return family
 
     def _make_daemons(self) -> None:
         self._reload = self._gauge(
-            "configuration_last_reload_successful", "Whether the last reading of the configuration succeeded."
+            "configuration_last_reload_successful",
+            "Whether the last reading of the configuration succeeded.",
+            BY_DAEMON,
         )
         self._reloaded_at = self._gauge(
             "configuration_last_reload_success_timestamp_seconds",
             "When the configuration that is in force was read.",
+            BY_DAEMON,
         )
         self._deliveries = self._counter(
-            "deliveries", "Deliveries that were recorded, by what came of them.", ("hook", "outcome")
-        )
+            "deliveries", "Deliveries that were recorded, by what came of them.",
+            BY_HOOK, ("outcome",), every(DELIVERY_OUTCOMES),
+        )  # fmt: skip
         self._refusals = self._counter(
-            "deliveries_refused", "Deliveries that were refused, by reason.", ("hook", "reason")
-        )
+            "deliveries_refused", "Deliveries that were refused, by reason.", BY_HOOK, ("reason",), every(REFUSALS)
+        )  # fmt: skip
         self._events = self._counter(
-            "events", "Events that were acted on, by what came of them.", ("kind", "result")
+            "events", "Events that were acted on, by what came of them.",
+            BY_DAEMON, ("kind", "result"), every(EventKind, EventResult),
+        )  # fmt: skip
+        self._pending = self._gauge(
+            "events_pending", "Recorded events that nothing was done about yet.", BY_DAEMON
         )
-        self._pending = self._gauge("events_pending", "Recorded events that nothing was done about yet.")
         self._oldest_pending = self._gauge(
             "events_oldest_pending_timestamp_seconds",
             "When the oldest of these was received; absent where none is.",
+            BY_DAEMON,
+            optional=True,
         )
-        self._queue = self._gauge("store_queue_length", "Records that wait to be committed.")
+        self._queue = self._gauge("store_queue_length", "Records that wait to be committed.", BY_DAEMON)
         # These two begin anew with each process: saving them would be a commit, and so on for ever.
-        self._commits = Histogram(
-            "rollbackd_store_commit_duration_seconds",
-            "How long the store's commits took.",
-            (),
-            COMMIT_SECONDS,
-            None,
+        self._commits = self._histogram(
+            "store_commit_duration_seconds", "How long the store's commits took.", COMMIT_SECONDS, BY_DAEMON, kept=False
+        )  # fmt: skip
+        self._commit_failures = self._counter(
+            "store_commit_failures", "Records that couldn't be committed.", BY_DAEMON, kept=False
         )
-        self._commit_failures = Counter(
-            "rollbackd_store_commit_failures", "Records that couldn't be committed.", (), None
-        )
-        self._families += [self._commits, self._commit_failures]
         # By environment and not by target: 14 kinds of steps with their buckets are 180 series each.
         self._steps = self._histogram(
-            "step_duration_seconds", "How long steps took that were done.", ("environment", "step"), STEP_SECONDS
+            "step_duration_seconds", "How long steps took that were done.",
+            STEP_SECONDS, BY_ENVIRONMENT, ("step",), every(STEP_KINDS),
         )  # fmt: skip
         self._failures = self._counter(
-            "step_failures", "Attempts at steps that failed.", ("environment", "step")
+            "step_failures", "Attempts at steps that failed.", BY_ENVIRONMENT, ("step",), every(STEP_KINDS)
         )
         self._checks = self._counter(
-            "checks", "Checks that were made after downgrades, by what they found.", ("environment", "check", "outcome")
+            "checks", "Checks that were made after downgrades, by what they found.",
+            BY_ENVIRONMENT, ("check", "outcome"), every(CHECKS, Outcome),
         )  # fmt: skip
 
     def _make_targets(self) -> None:
         self._evidence = self._counter(
-            "evidence",
-            "Readings and alerts, by where they come from and their quality.",
-            (*BY_TARGET, "source", "quality"),
-        )
+            "evidence", "Readings and alerts, by where they come from and their quality.",
+            BY_TARGET, ("source", "quality"), EVIDENCE,
+        )  # fmt: skip
         self._gates = self._counter(
-            "gate_answers", "Answers to CD jobs that asked whether they may deploy.", (*BY_TARGET, "verdict")
-        )
+            "gate_answers", "Answers to CD jobs that asked whether they may deploy.",
+            BY_TARGET, ("verdict",), every(GATE_VERDICTS),
+        )  # fmt: skip
         self._started = self._counter("deployments_started", "Deployments that began.", BY_TARGET)
         self._deployments = self._counter(
-            "deployments", "Deployments that ended, by outcome.", (*BY_TARGET, "outcome")
-        )
+            "deployments", "Deployments that ended, by outcome.", BY_TARGET, ("outcome",), every(DEPLOYMENT_OUTCOMES)
+        )  # fmt: skip
         self._watched = self._gauge(
             "deployments_watched", "Whether a deployment is being watched.", BY_TARGET
         )
         self._lead = self._histogram(
             "deployment_lead_time_seconds",
             "From the commit, where the CD system says when, until the release that was kept ran.",
-            BY_TARGET,
             DAYS,
+            BY_TARGET,
         )
         self._restore = self._histogram(
             "deployment_restore_time_seconds",
             "From a deployment's failure until it was rolled back.",
-            BY_TARGET,
             MINUTES_AND_HOURS,
+            BY_TARGET,
         )
+        # Its words are the rows of the matrix that is in force.
         self._decisions = self._counter(
-            "decisions", "Decisions, by row and action.", (*BY_TARGET, "row", "action")
+            "decisions", "Decisions, by row and action.", BY_TARGET, ("row", "action")
         )
         self._runs = self._counter(
-            "runs", "Runs that ended, by trigger and outcome.", (*BY_TARGET, "trigger", "outcome")
-        )
+            "runs", "Runs that ended, by trigger and outcome.",
+            BY_TARGET, ("trigger", "outcome"), every(TRIGGERS, sorted(FINISHED)),
+        )  # fmt: skip
         self._holds = self._counter("run_holds", "How often runs were held for a person.", BY_TARGET)
         self._durations = self._histogram(
             "run_duration_seconds",
             "How long runs were at work, without the time that they waited for a person.",
-            BY_TARGET,
             MINUTES_AND_HOURS,
+            BY_TARGET,
         )
         self._waits = self._histogram(
-            "run_wait_seconds",
-            "How long runs waited for a person.",
-            (*BY_TARGET, "reason"),
-            MINUTES_AND_HOURS,
-        )
+            "run_wait_seconds", "How long runs waited for a person.",
+            MINUTES_AND_HOURS, BY_TARGET, ("reason",), every(WAITS),
+        )  # fmt: skip
         self._unfinished = self._gauge(
-            "runs_unfinished", "Runs that aren't finished, by state.", (*BY_TARGET, "state")
-        )
+            "runs_unfinished", "Runs that aren't finished, by state.",
+            BY_TARGET, ("state",), every(sorted(UNFINISHED)),
+        )  # fmt: skip
         self._since = self._gauge(
             "run_state_since_timestamp_seconds",
             "Since when the unfinished run is in its state; absent where there is none.",
-            (*BY_TARGET, "state"),
-        )
+            BY_TARGET, ("state",), every(sorted(UNFINISHED)), optional=True,
+        )  # fmt: skip
         self._progress = self._gauge(
-            "step_progress_ratio",
-            "How far the step that is under way is; absent where none says.",
-            (*BY_TARGET, "step"),
-        )
+            "step_progress_ratio", "How far the step that is under way is; absent where none says.",
+            BY_TARGET, ("step",), every(STEP_KINDS), optional=True,
+        )  # fmt: skip
         self._downgrades = self._counter(
-            "downgrades", "Where databases stood after downgrades.", (*BY_TARGET, "standing")
-        )
+            "downgrades", "Where databases stood after downgrades.", BY_TARGET, ("standing",), every(STANDINGS)
+        )  # fmt: skip
         self._drifts = self._counter(
-            "schema_drifts",
-            "How often a schema wasn't the documented or rehearsed one.",
-            (*BY_TARGET, "found"),
-        )
+            "schema_drifts", "How often a schema wasn't the documented or rehearsed one.",
+            BY_TARGET, ("found",), every((AT_REST, *DRIFTS.values())),
+        )  # fmt: skip
         self._restored = self._counter(
             "rows_restored", "Rows and values that were brought back out of archives.", BY_TARGET
         )
         self._backup_time = self._gauge(
-            "backup_last_success_timestamp_seconds", "When the newest proved backup was taken.", BY_TARGET
-        )
+            "backup_last_success_timestamp_seconds", "When the newest proved backup was taken.", BY_TARGET, optional=True
+        )  # fmt: skip
         self._backup_size = self._gauge(
-            "backup_last_size_bytes", "Size of the newest proved backup.", BY_TARGET
+            "backup_last_size_bytes", "Size of the newest proved backup.", BY_TARGET, optional=True
         )
         self._backup_level = self._gauge(
-            "backup_last_proof_level", "Proof level of the newest proved backup.", BY_TARGET
+            "backup_last_proof_level", "Proof level of the newest proved backup.", BY_TARGET, optional=True
         )
         self._paused = self._gauge("automation_paused", "Whether a person paused automation.", BY_TARGET)
 
     def _make_way_back(self) -> None:
         self._price = {
-            field: self._gauge(f"way_back_{name}", text, BY_TARGET) for name, text, field, _ in PRICE
+            field: self._gauge(f"way_back_{name}", text, BY_TARGET, optional=True)
+            for name, text, field, _ in PRICE
         }
         self._way = self._gauge(
-            "way_back", "The way back that is ready (1) while a deployment is watched.", (*BY_TARGET, "way")
-        )
+            "way_back", "The way back that is ready (1) while a deployment is watched.",
+            BY_TARGET, ("way",), every(WAYS),
+        )  # fmt: skip
         self._verdict = self._gauge(
-            "way_back_verdict", "What the way back that is ready will do (1).", (*BY_TARGET, "verdict")
-        )
+            "way_back_verdict", "What the way back that is ready will do (1).", BY_TARGET, ("verdict",), every(Verdict)
+        )  # fmt: skip
         self._blocked = self._gauge(
             "way_back_blocked",
             "Whether the deployment that is watched can't be rolled back as things stand.",
@@ -272,40 +318,17 @@ class Metrics:
         """
         self._environment = {t.name: t.environment for t in targets}
         self._stale_backups = set(self._environment)
-        each = [(t.name, t.environment) for t in targets]
-        environments = sorted(set(self._environment.values()))
-        received = (*hooks, UNKNOWN_HOOK)
-        evidence = [(source, quality) for source, found in EVIDENCE.items() for quality in found]
-        expected: tuple[tuple[Family[Any], Iterable[Iterable[str]]], ...] = (
-            (self._reload, [()]), (self._reloaded_at, [()]), (self._queue, [()]), (self._pending, [()]),
-            (self._commits, [()]), (self._commit_failures, [()]),
-            (self._deliveries, product(received, DELIVERY_OUTCOMES)),
-            (self._refusals, product(received, REFUSALS)),
-            (self._events, product(EventKind, EventResult)),
-            (self._steps, product(environments, STEP_KINDS)), (self._failures, product(environments, STEP_KINDS)),
-            (self._checks, product(environments, CHECKS, Outcome)),
-            (self._evidence, _for_each(each, evidence)),
-            (self._gates, _for_each(each, ((v,) for v in GATE_VERDICTS))),
-            (self._deployments, _for_each(each, ((o,) for o in DEPLOYMENT_OUTCOMES))),
-            (self._decisions, _for_each(each, rows.items())),
-            (self._runs, _for_each(each, product(TRIGGERS, sorted(FINISHED)))),
-            (self._waits, _for_each(each, ((w,) for w in WAITS))),
-            (self._unfinished, _for_each(each, ((s,) for s in sorted(UNFINISHED)))),
-            (self._downgrades, _for_each(each, ((s,) for s in STANDINGS))),
-            (self._drifts, _for_each(each, ((d,) for d in (AT_REST, *DRIFTS.values())))),
-            (self._way, _for_each(each, ((w,) for w in WAYS))),
-            (self._verdict, _for_each(each, ((v,) for v in Verdict))),
-            *((family, each) for family in (
-                self._started, self._watched, self._lead, self._restore, self._holds, self._durations, self._restored,
-                self._paused, self._blocked,
-            )),
-        )  # fmt: skip
-        for family, children in expected:
-            family.expect([tuple(map(str, labels)) for labels in children])
-        for gauge in (self._backup_time, self._backup_size, self._backup_level, *self._price.values()):
-            gauge.keep(each)
-        self._since.keep(self._unfinished.values)
-        self._progress.keep([(*target, step) for target in each for step in STEP_KINDS])
+        configured: dict[Labels, list[Labels]] = {
+            BY_DAEMON: [()],
+            BY_HOOK: [(hook,) for hook in (*hooks, UNKNOWN_HOOK)],
+            BY_ENVIRONMENT: [(environment,) for environment in sorted(set(self._environment.values()))],
+            BY_TARGET: list(self._environment.items()),
+        }
+        for family in self._families:
+            by, words = self._children[family.name]
+            if family is self._decisions:
+                words = tuple(rows.items())
+            family.expect([(*first, *more) for first in configured[by] for more in words])
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
@@ -441,7 +464,7 @@ class Metrics:
         self._evidence.add((*self._of(fields), str(fields.get("source", PROBE)), str(fields["quality"])))
 
     def _signal(self, fields: Fields) -> None:
-        self._evidence.add((*self._of(fields), "alert", Quality.OK))
+        self._evidence.add((*self._of(fields), ALERT, str(Quality.OK)))
 
     def _gate(self, fields: Fields) -> None:
         self._gates.add((*self._of(fields), str(fields["verdict"])))
@@ -573,8 +596,3 @@ class Metrics:
         "configuration_reloaded": _configured,
         "configuration_refused": _misconfigured,
     }
-
-
-def _for_each(targets: list[tuple[str, str]], rest: Iterable[tuple[str, ...]]) -> list[Labels]:
-    more = list(rest)
-    return [(*target, *labels) for target in targets for labels in more]
