@@ -11,7 +11,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv lint types contracts lock clean
+.PHONY: help demo test check bench dashboards venv lint types contracts lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: lint types contracts ## what a person runs before each commit: the same w
 
 bench: venv ## measure what the budgets promise
 	@$(BIN)/python tests/bench/run.py
+
+dashboards: venv ## write grafana/dashboards/ anew from grafana/dashboards.py
+	@$(BIN)/python grafana/dashboards.py
 
 venv: $(VENV)/.dev-installed ## the virtual environment, with all that testing needs
 
@@ -56,7 +59,7 @@ lock: ## resolve requirements.lock anew from pyproject.toml
 
 clean: ## remove all that was made here
 	@rm -rf $(VENV) .cache-* .pytest_cache .hypothesis build dist
-	@find daemon tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find daemon grafana tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- The virtual environment -----------------------------------------------------------------------------------------
 

@@ -454,3 +454,48 @@ async def test_pruning_removes_what_is_old_and_settled_and_keeps_what_waits(
     assert [e.event.deployment for e in await store.next_events(9)] == ["waits"]
     assert await store.measurements("d", 9) == readings[1:]
     assert rows(tmp_path / "store", "SELECT count(*) FROM event WHERE delivery = 'id-settled'") == [(0,)]
+
+
+async def test_since_when_a_run_is_in_its_state_and_the_states_that_it_came_into(store: SqliteStore) -> None:
+    """Of one that hasn't moved yet, since it was recorded; one that is finished isn't among the unfinished."""
+    await store.add_run(run("moved"))
+    await store.add_run(run("new", "db-2"))
+    await store.add_run(run("done", "db-3"))
+    later = NOW + timedelta(minutes=5)
+    await store.move_run("moved", RunState.PLANNED, RunState.AWAITING_APPROVAL, NOW + timedelta(minutes=1))
+    await store.move_run("moved", RunState.AWAITING_APPROVAL, RunState.RUNNING, later)
+    await store.move_run("done", RunState.PLANNED, RunState.RUNNING, NOW)
+    await store.move_run("done", RunState.RUNNING, RunState.SUCCEEDED, NOW)
+
+    assert sorted(await store.unfinished_since()) == [("shop", "planned", NOW), ("shop", "running", later)]
+    passages = await store.passages("moved")
+    assert [p.after for p in passages] == [RunState.AWAITING_APPROVAL, RunState.RUNNING]
+    assert passages[-1].at == later
+
+
+async def test_events_that_wait_are_counted_with_the_age_of_the_oldest(store: SqliteStore) -> None:
+    assert await store.pending_events() == (0, None)
+    await store.accept(delivery("one", at=NOW, events=2))
+    await store.accept(delivery("two", body=b"[]", at=NOW + timedelta(seconds=9)))
+    assert await store.pending_events() == (3, NOW)
+    await store.settle_events({event.seq: "done" for event in (await store.next_events(9))[:2]}, NOW)
+    assert await store.pending_events() == (1, NOW + timedelta(seconds=9))
+
+
+async def test_each_commit_is_told_with_its_time_and_what_could_not_be_committed(tmp_path: Path) -> None:
+    """A store that can't be written says how many records that cost."""
+    commits: list[tuple[float, int]] = []
+    store = await SqliteStore.open_writing(
+        tmp_path / "store", on_commit=lambda seconds, failed: commits.append((seconds, failed))
+    )
+    try:
+        await store.accept(delivery("one"))
+        with sqlite3.connect(tmp_path / "store" / DATABASE) as other:
+            other.execute("ALTER TABLE total RENAME TO gone")
+        with pytest.raises(StoreUnavailableError):
+            await store.add_totals({"a": 1.0})
+    finally:
+        await store.close()
+
+    assert [failed for _, failed in commits] == [0, 1]
+    assert all(seconds > 0 for seconds, _ in commits)

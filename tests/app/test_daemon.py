@@ -1,6 +1,7 @@
 """The daemon as its own process: what it answers, how it stops, what it doesn't load, and what survives it."""
 
 import base64
+import gzip
 import hashlib
 import hmac
 import json
@@ -159,6 +160,59 @@ def test_what_was_accepted_survives_a_kill_and_totals_go_on(start: Callable[[], 
     again.stop(signal.SIGKILL)
     third = start()
     assert [third.post("one"), third.post("three")] == [200, 200]
+
+
+def test_what_a_scrape_has_shown_is_not_forgotten_by_a_kill(start: Callable[[], Daemon]) -> None:
+    """Prometheus would take a total that is smaller for one that began anew, and all of it for new events."""
+    accepted = 'rollbackd_deliveries_total{hook="rollbackd",outcome="accepted"}'
+    daemon = start()
+    for name in ("one", "two", "three"):
+        daemon.post(name)
+    assert f"{accepted} 3.0" in daemon.get("/metrics")[1]
+    daemon.stop(signal.SIGKILL)
+
+    assert f"{accepted} 3.0" in start().get("/metrics")[1]
+
+
+def test_a_daemon_at_rest_commits_nothing_however_often_it_is_scraped(start: Callable[[], Daemon]) -> None:
+    """What scrapes themselves bring about is nothing to save."""
+    daemon = start()
+    daemon.post("one")
+
+    def commits() -> str:
+        text = daemon.get("/metrics")[1]
+        return next(
+            x for x in text.splitlines() if x.startswith("rollbackd_store_commit_duration_seconds_count")
+        )
+
+    # What the start brings about is done at some time; one that commits for each scrape would never come to rest.
+    until = time.monotonic() + PATIENCE_S
+    while len({commits() for _ in range(5)}) > 1:
+        assert time.monotonic() < until
+
+
+@pytest.mark.parametrize(
+    ("accept", "found"),
+    [
+        (
+            "application/openmetrics-text;version=1.0.0",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+        ("text/plain", "text/plain; version=0.0.4; charset=utf-8"),
+    ],
+)
+def test_metrics_come_in_the_format_that_is_asked_for_and_compressed(
+    start: Callable[[], Daemon], accept: str, found: str
+) -> None:
+    daemon = start()
+    url = f"http://127.0.0.1:{daemon.port}/metrics"
+    request = urllib.request.Request(url, headers={"Accept": accept, "Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.headers["Content-Type"] == found
+        assert answer.headers["Content-Encoding"] == "gzip"
+        text = gzip.decompress(answer.read()).decode()
+
+    assert text.endswith("# EOF\n") == accept.startswith("application/openmetrics")
 
 
 def test_a_dead_daemons_socket_is_in_nobodys_way(start: Callable[[], Daemon]) -> None:

@@ -26,6 +26,7 @@ from archives import archives
 from backups import backups
 from figures import compared, figure
 from ground import ALEMBIC, ENV_PY, PYTHON, REVISION, secret
+from scrapes import scrapes
 from way_back import way_back
 
 from console import console
@@ -338,6 +339,7 @@ def main() -> None:
         "archives": lambda options: asyncio.run(archives(options.rounds)),
         "backups": lambda options: asyncio.run(backups(options.rounds)),
         "console": lambda options: console(options.rounds),
+        "scrapes": lambda options: scrapes(min(options.rounds, 3)),
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("group", nargs="*", help=f"{', '.join(groups)}; without any, all of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,10 +14,12 @@ from rollbackd.core.run import (
     UNFINISHED,
     Next,
     Observation,
+    Passage,
     RunState,
     StepPhase,
     check_passage,
     next_for_step,
+    time_in_states,
 )
 from rollbackd.errors import RefusedError
 
@@ -167,3 +170,33 @@ def test_the_simulation_would_notice_an_engine_that_repeats_after_an_intent() ->
     world = World((False, False, False), {1})
     assert run_until_settled(world, careless)
     assert world.effects == [2, 1, 1]
+
+
+def test_time_in_states_is_told_apart_and_added_up() -> None:
+    """A run that waited for its approval, was held and resumed: the machine's time and the people's."""
+    began = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    states = [
+        (0, RunState.AWAITING_APPROVAL),
+        (60, RunState.RUNNING),
+        (75, RunState.HELD),
+        (675, RunState.RUNNING),
+        (680, RunState.SUCCEEDED),
+    ]
+    passages = [Passage(after=state, at=began + timedelta(seconds=s)) for s, state in states]
+
+    assert time_in_states(passages) == {
+        RunState.AWAITING_APPROVAL: 60.0,
+        RunState.RUNNING: 20.0,
+        RunState.HELD: 600.0,
+    }
+    assert time_in_states(passages[:1]) == time_in_states([]) == {}
+
+
+def test_a_clock_that_was_set_back_takes_no_time_away() -> None:
+    now = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    passages = [
+        Passage(after=RunState.RUNNING, at=now),
+        Passage(after=RunState.SUCCEEDED, at=now - timedelta(seconds=5)),
+    ]
+
+    assert time_in_states(passages) == {RunState.RUNNING: 0.0}

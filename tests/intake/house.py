@@ -200,12 +200,15 @@ async def build(rig: Rig, folder: Path, deadlines: Deadlines, **server: Any) -> 
     async def ready() -> list[str]:
         return []
 
+    async def exposition(accept: str) -> tuple[bytes, str]:
+        return metrics.text(accept)
+
     socket_path = folder / "store" / "rollbackd.sock"
     listening = HttpServer(
         settings.server,
         deliveries,
         [*api.routes(), *console.routes()],
-        metrics.text,
+        exposition,
         ready,
         socket_path,
         deadlines,

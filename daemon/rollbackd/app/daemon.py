@@ -1,7 +1,6 @@
 """The daemon: starts the parts in order, keeps house, reloads when it is told to, and stops the parts in order."""
 
 import asyncio
-import contextlib
 import faulthandler
 import os
 import signal
@@ -18,6 +17,7 @@ from rollbackd.adapters.worker.alembic import prune_kept
 from rollbackd.app.composition import Parts, compose, socket_path, store_directory
 from rollbackd.app.configuration import Configuration, LoadedHooks, load_configuration, load_parts_of
 from rollbackd.app.logs import set_up_logs
+from rollbackd.app.metering import Exposition, refresh
 from rollbackd.app.reloading import Reloaded, Reloading
 from rollbackd.app.systemd import Systemd
 from rollbackd.console.pages import Pages
@@ -31,7 +31,7 @@ from rollbackd.intake.server import HttpServer
 from rollbackd.workflow.callers import Sessions
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.happenings import Happenings, Listener
-from rollbackd.workflow.retention import prune_archives, prune_backups
+from rollbackd.workflow.retention import prune_archives
 
 KEEP_HOUSE_EVERY_S = 5.0
 # How late the house may be before the watchdog isn't fed any more: it only reads and writes the store.
@@ -66,16 +66,17 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     configuration = load_configuration(path)
     hooks = load_parts_of(configuration)
-    set_up_logs(configuration.settings.logging)
+    settings = configuration.settings
+    set_up_logs(settings.logging)
+    metrics = Metrics(settings.targets, tuple(hooks), _rows(configuration))
     store = await SqliteStore.open_writing(
         store_directory(configuration),
-        most_waiting=configuration.settings.server.max_waiting_deliveries,
+        most_waiting=settings.server.max_waiting_deliveries,
+        on_commit=metrics.commit_ended,
     )
     happenings = Happenings()
     if listener is not None:
         happenings.listen(listener)
-    rows = {row.name: str(row.action) for row in configuration.matrix.rows}
-    metrics = Metrics(configuration.settings.targets, tuple(hooks), rows)
     metrics.restore(await store.totals())
     happenings.listen(metrics.listen)
     running = Running(path, configuration, hooks, store, metrics, happenings, stopping)
@@ -103,6 +104,7 @@ class Running:
     ) -> None:
         self._stopping = stopping
         self._metrics = metrics
+        self._exposition = Exposition(metrics, store)
         self._systemd = Systemd(os.environ)
         self._tasks: list[asyncio.Task[None]] = []
         self._parts = parts = compose(configuration, store, happenings)
@@ -132,7 +134,7 @@ class Running:
             configuration.settings.server,
             deliveries,
             [*api.routes(), *self._console.routes()],
-            metrics.text,
+            self._exposition.text,
             self._problems,
             socket_path(configuration),
         )
@@ -145,7 +147,7 @@ class Running:
         await parts.runs.recover()
         work = {
             "pipeline": parts.pipeline.run(),
-            "house": _keep_house(parts, self._metrics, self._systemd, self._reloading),
+            "house": _keep_house(parts, self._metrics, self._exposition, self._systemd, self._reloading),
             "pruning": _prune_hourly(parts),
             "watchdog": self._systemd.feed_while_at_work(parts.pulse, parts.store),
         }
@@ -187,8 +189,7 @@ class Running:
         await systemd.extend_until(
             asyncio.create_task(parts.engine.stop()), "stopping: the step that is under way is finished first"
         )
-        with contextlib.suppress(RollbackdError):
-            await parts.store.add_totals(self._metrics.flush())
+        await self._exposition.save()
         await parts.close()
         log.info("daemon_stopped")
 
@@ -196,7 +197,12 @@ class Running:
         """Bring the configuration on disk into force; see `Reloading`."""
         self._systemd.reloading()
         try:
-            return await self._reloading.reload()
+            reloaded = await self._reloading.reload()
+            configuration = self._parts.configuration
+            self._metrics.expect(
+                configuration.settings.targets, tuple(self._reloading.hooks), _rows(configuration)
+            )
+            return reloaded
         finally:
             self._systemd.ready()
 
@@ -221,6 +227,11 @@ class Running:
         except RollbackdError as error:
             return [str(error)]
         return self._parts.pulse.late()
+
+
+def _rows(configuration: Configuration) -> dict[str, str]:
+    """The matrix's rows, each with its action."""
+    return {row.name: str(row.action) for row in configuration.matrix.rows}
 
 
 class Documenting:
@@ -267,14 +278,17 @@ class Documenting:
                         await guarded.database.close()
 
 
-async def _keep_house(parts: Parts, metrics: Metrics, systemd: Systemd, reloading: Reloading) -> None:
+async def _keep_house(
+    parts: Parts, metrics: Metrics, exposition: Exposition, systemd: Systemd, reloading: Reloading
+) -> None:
     """Totals to disk, gauges, expired approvals, what systemd shows."""
     while True:
         parts.pulse.promise("house", KEEP_HOUSE_EVERY_S + HOUSE_SLACK_S)
         try:
             await parts.runs.expire()
             await parts.runs.take_up()
-            await _refresh(parts, metrics)
+            await refresh(parts, metrics)
+            await exposition.save()
             unfinished = len(await parts.store.unfinished_runs())
             refused = "; the configuration on disk was refused, see the log" if reloading.refused else ""
             systemd.status(
@@ -299,28 +313,12 @@ async def _prune_hourly(parts: Parts) -> None:
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
-async def _refresh(parts: Parts, metrics: Metrics) -> None:
-    counts: dict[tuple[str, str], int] = {}
-    for run in await parts.store.unfinished_runs():
-        counts[run.target, str(run.state)] = counts.get((run.target, str(run.state)), 0) + 1
-    metrics.set_runs(counts)
-    metrics.set_watched({d.target for d in await parts.store.watched_deployments()})
-    metrics.queue.set(parts.store.waiting())
-    for name in parts.guarded:
-        proved = [b for b in await parts.store.backups(name, 10) if b.level >= 2 and b.removed_at is None]
-        if proved:
-            metrics.set_backup(name, proved[0].created_at.timestamp(), proved[0].size_bytes, proved[0].level)
-    totals = metrics.flush()
-    if totals:
-        await parts.store.add_totals(totals)
-
-
 async def _prune(parts: Parts) -> None:
     now, settings = parts.clock.now(), parts.configuration.settings.store
     pruned = await parts.store.prune(
         now - timedelta(seconds=settings.keep_deliveries), now - timedelta(seconds=settings.keep_measurements)
     )
-    removed = await prune_backups(parts.store, parts.guarded)
+    removed = await parts.operations.prune_backups()
     dropped = await prune_archives(parts.store, parts.clock, parts.guarded)
     in_use = {run.plan.scripts_sha256 for run in await parts.store.unfinished_runs()}
     in_use |= {d.scripts_sha256 for d in await parts.store.watched_deployments()}

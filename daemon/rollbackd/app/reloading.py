@@ -34,14 +34,15 @@ class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reloading:
-    """Reloads, one at a time. `refused` says whether the configuration on disk was refused the last time."""
+    """Reloads, one at a time. `refused` says whether the configuration on disk was refused the last
+    time, `hooks` are those in force."""
 
     def __init__(
         self, path: Path, parts: Parts, hooks: LoadedHooks, deliveries: Deliveries, limits: Limits
     ) -> None:
         self._path = path
         self._parts = parts
-        self._hooks = hooks
+        self.hooks = hooks
         self._deliveries = deliveries
         self._limits = limits
         self._turn = asyncio.Lock()
@@ -85,9 +86,9 @@ class Reloading:
     def _bring_into_force(self, configuration: Configuration, hooks: LoadedHooks) -> Reloaded:
         """At one moment: nothing here waits for anything."""
         parts, settings = self._parts, configuration.settings
-        changed = _changed_sections(parts.configuration, configuration, self._hooks, hooks)
+        changed = _changed_sections(parts.configuration, configuration, self.hooks, hooks)
         set_up_logs(settings.logging)
-        self._deliveries.hooks = self._hooks = hooks
+        self._deliveries.hooks = self.hooks = hooks
         self._limits.max_body_bytes = settings.server.max_body_bytes
         self._limits.max_connections = settings.server.max_connections
         parts.store.allow_waiting(settings.server.max_waiting_deliveries)

@@ -24,6 +24,18 @@ class EventKind(StrEnum):
     ROLLBACK_REQUESTED = "rollback.requested"
 
 
+class EventResult(StrEnum):
+    """What came of an event once it was acted on.
+
+    `refused`: as things stand, with the reason on record. `unguarded`: no target has this service and environment.
+    """
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    UNGUARDED = "unguarded"
+    FAULTED = "faulted"
+
+
 class Category(StrEnum):
     """What a signal is about."""
 
@@ -46,7 +58,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One normalised event. Times are aware; empty strings mean "not said".
 
     `deployment` is the sender's own id for the deploy, `name` and `key` name a signal and tell its instances apart,
-    `run` and `actor` belong to approvals.
+    `run` and `actor` belong to approvals. `committed_at` is when the oldest change of a release was committed.
     """
 
     kind: EventKind
@@ -67,6 +79,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key: str = ""
     run: str = ""
     actor: str = ""
+    committed_at: datetime | None = None
 
 
 def required_field_missing(event: Event) -> str:

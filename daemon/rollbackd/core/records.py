@@ -75,7 +75,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One deploy of a release to one target, watched from its start to the end of its bake time.
 
     `image` is the digest of the release's image where the CD system named it (label `image`); `price` is the last known
-    price of going back.
+    price of going back. `committed_at` is when its oldest change was committed, as far as the CD system says; `failing_since`
+    is since when the matrix has found something wrong with it.
     """
 
     id: str
@@ -99,6 +100,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     scripts_sha256: str = ""
     image: str = ""
     price: Price | None = None
+    committed_at: datetime | None = None
+    failing_since: datetime | None = None
 
 
 class StoredDecision(msgspec.Struct, frozen=True, kw_only=True):

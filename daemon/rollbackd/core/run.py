@@ -1,6 +1,11 @@
 """The states of a run and the passages between them, as one table; and what the journal says of a step."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
+
+import msgspec
 
 from rollbackd.errors import RefusedError
 
@@ -43,6 +48,25 @@ def check_passage(before: RunState, after: RunState) -> None:
     if after not in PASSAGES[before]:
         possible = ", ".join(sorted(PASSAGES[before])) or "nothing, it is finished"
         raise RefusedError(f"the run is {before}, so it can't become {after}; from there: {possible}")
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """That a run came into a state, and when."""
+
+    after: RunState
+    at: datetime
+
+
+def time_in_states(passages: Sequence[Passage]) -> dict[RunState, float]:
+    """How many seconds a run spent in each state that it has left; `passages` oldest first.
+
+    Time in `running` is the machine's, in `awaiting_approval` and `held` a person's.
+    """
+    spent: dict[RunState, float] = {}
+    for entered, left in pairwise(passages):
+        seconds = (left.at - entered.at).total_seconds()
+        spent[entered.after] = spent.get(entered.after, 0.0) + max(seconds, 0.0)
+    return spent
 
 
 class StepPhase(StrEnum):

@@ -195,12 +195,13 @@ class Hook:
         missing = required_field_missing(event)
         if missing:
             return self._lacking(meaning, f"{path}.{missing}: {event.kind} can't do without it")
-        at = event.occurred_at
-        if at is not None and at.tzinfo is None:
-            return self._lacking(meaning, f"{path}.occurred_at: {at.isoformat()} has no time zone")
-        if at is not None and at.year == 1:
-            # Go's zero time, which Alertmanager sends, means "not said".
-            event = msgspec.structs.replace(event, occurred_at=None)
+        for name in ("occurred_at", "committed_at"):
+            at = getattr(event, name)
+            if at is not None and at.tzinfo is None:
+                return self._lacking(meaning, f"{path}.{name}: {at.isoformat()} has no time zone")
+            if at is not None and at.year == 1:
+                # Go's zero time, which Alertmanager sends, means "not said".
+                event = msgspec.structs.replace(event, **{name: None})
         return Interpretation(events=(event,))
 
     def _lacking(self, meaning: Meaning, fault: str) -> Interpretation:

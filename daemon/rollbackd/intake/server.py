@@ -17,7 +17,8 @@ from rollbackd.settings import Server
 PATIENT = Deadlines()
 # What openapi.json names; all else are pages for people.
 FOR_PROGRAMS = ("/api/", "/hooks/", "/livez", "/readyz", "/metrics", "/openapi.json")
-MetricsText = Callable[[], tuple[bytes, str]]
+# From the Accept header to the metrics in the format that it asks for, and their content type.
+MetricsText = Callable[[str], Awaitable[tuple[bytes, str]]]
 Ready = Callable[[], Awaitable[list[str]]]
 
 
@@ -109,8 +110,10 @@ class HttpServer:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = self._metrics_text()
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        body, content_type = await self._metrics_text(request.headers.get("Accept", ""))
+        response = web.Response(body=body, headers={"Content-Type": content_type, "Vary": "Accept"})
+        response.enable_compression()  # as the Accept-Encoding allows: a thousand targets are megabytes
+        return response
 
     async def _openapi(self, request: web.Request) -> web.Response:
         paths: dict[str, dict[str, object]] = {}

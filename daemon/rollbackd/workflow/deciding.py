@@ -25,8 +25,10 @@ from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.recovering import recovery_of
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, OURSELVES, Runs
 
+KEPT = "kept"
+ROLLED_BACK = "rolled_back"
 ENDED_BY_RUN = {
-    RunState.SUCCEEDED: "rolled_back",
+    RunState.SUCCEEDED: ROLLED_BACK,
     RunState.FAILED: "rollback_failed",
     RunState.DENIED: "rollback_denied",
     RunState.EXPIRED: "rollback_expired",
@@ -69,6 +71,7 @@ class Deciding:
         assessment = assess(evidence, now)
         decision, row = decide(self.matrix, assessment)
         since = self._since(deployment, row, now)
+        await self._note_failing(deployment, row, now)
         is_over = assessment.facts.watch is Watch.OVER
         if row.action is Action.KEEP and not is_over:
             return False
@@ -84,7 +87,7 @@ class Deciding:
             return False
         await self._say(deployment, evidence, decision, "recorded")
         if is_over:
-            await self._end(deployment, "kept" if row.action is Action.KEEP else str(row.action))
+            await self._end(deployment, KEPT if row.action is Action.KEEP else str(row.action))
         return is_over
 
     def _since(self, deployment: Deployment, row: Row, now: datetime) -> datetime:
@@ -94,6 +97,15 @@ class Deciding:
             since = now
             self._matching[deployment.id] = (row.name, now)
         return since
+
+    async def _note_failing(self, deployment: Deployment, row: Row, now: datetime) -> None:
+        """Since when something is wrong with it, for the time that it took to restore the service."""
+        fails = row.action is not Action.KEEP
+        if fails != (deployment.failing_since is not None):
+            since = now if fails else None
+            await self.deployments.change(
+                deployment.id, lambda d: msgspec.structs.replace(d, failing_since=since)
+            )
 
     async def _act(
         self, deployment: Deployment, evidence: Evidence, decision: Decision, guarded: Guarded
@@ -241,7 +253,9 @@ class Deciding:
         if newest.state in UNFINISHED:
             return False
         held = newest.plan.way_back is WayBack.HOLD and newest.state is RunState.SUCCEEDED
-        await self._end(deployment, "abandoned" if held else ENDED_BY_RUN[newest.state])
+        await self._end(
+            deployment, "abandoned" if held else ENDED_BY_RUN[newest.state], asked_at=newest.created_at
+        )
         return True
 
     def forget(self, deployment_id: str) -> None:
@@ -249,7 +263,8 @@ class Deciding:
         self._matching.pop(deployment_id, None)
         self._said.pop(deployment_id, None)
 
-    async def _end(self, deployment: Deployment, outcome: str) -> None:
+    async def _end(self, deployment: Deployment, outcome: str, asked_at: datetime | None = None) -> None:
+        """End it; `asked_at` is when somebody asked for the run that ended it."""
         self.forget(deployment.id)
         known = await self._store.deployment(deployment.id)
         if known is None or known.ended_at is not None:
@@ -267,8 +282,24 @@ class Deciding:
             target=deployment.target,
             environment=guarded.settings.environment,
             outcome=outcome,
+            lead_s=_lead_s(known, now) if outcome == KEPT else None,
+            restore_s=_restore_s(known, now, asked_at) if outcome == ROLLED_BACK else None,
         )
         try:
             await document_state(guarded, self._store, self._clock)
         except RollbackdError as error:
             self._happenings.tell("documenting_failed", target=deployment.target, error=str(error))
+
+
+def _lead_s(deployment: Deployment, ended_at: datetime) -> float | None:
+    """Seconds from the commit until the release ran; None where nobody said when it was committed."""
+    if deployment.committed_at is None:
+        return None
+    ran_at = deployment.succeeded_at or ended_at
+    return max((ran_at - deployment.committed_at).total_seconds(), 0.0)
+
+
+def _restore_s(deployment: Deployment, ended_at: datetime, asked_at: datetime | None) -> float | None:
+    """Seconds from the failure, as far as it was seen, or else from when the rollback was asked for."""
+    since = deployment.failing_since or asked_at
+    return max((ended_at - since).total_seconds(), 0.0) if since is not None else None

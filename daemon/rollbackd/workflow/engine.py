@@ -12,6 +12,7 @@ from rollbackd.core.assess import heads_text
 from rollbackd.core.planning.steps import Downgrade, Step, StopApplication, step_text
 from rollbackd.core.records import LogLine, Run, StepRecord
 from rollbackd.core.run import Next, Observation, RunState, StepPhase, next_for_step
+from rollbackd.core.standing import Standing
 from rollbackd.errors import (
     HeldError,
     NotFoundError,
@@ -24,10 +25,13 @@ from rollbackd.ports import Clock, Progress, Store
 from rollbackd.workflow import steps
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.targets import Targets
+from rollbackd.workflow.timing import time_spent
 
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 20.0
 LOG_LINES_AT_ONCE = 200
+# Where a database stands after a downgrade that can't be looked at.
+UNKNOWN = "unknown"
 log = structlog.get_logger()
 
 
@@ -326,11 +330,19 @@ class Engine:
                     " 'rollbackd abandon'"
                 )
             return await self._hold(
-                lease, number, step, HeldError(f"the database was downgraded, and then {reason}{stands}")
+                lease,
+                number,
+                step,
+                HeldError(
+                    f"the database was downgraded, and then {reason}{stands}", seen.evidence if seen else {}
+                ),
             )
         if isinstance(step, Downgrade) and (seen is None or seen.observation is not Observation.NOT_DONE):
             said = seen.statement if seen is not None else "where the database stands can't be read"
-            return await self._hold(lease, number, step, HeldError(f"{reason}. {said}"))
+            evidence = seen.evidence if seen is not None else {}
+            return await self._hold(lease, number, step, HeldError(f"{reason}. {said}", evidence))
+        if isinstance(step, Downgrade):
+            self._tell_standing(lease.run, str(Standing.FROM))
         not_taken_back = ""
         for earlier_number, earlier in reversed(done.items()):
             if not steps.can_be_undone(earlier):
@@ -392,6 +404,7 @@ class Engine:
             trigger=run.trigger,
             statement=statement,
             seconds=seconds,
+            spent=await time_spent(self._store, run.id),
             way_back=str(run.plan.way_back),
         )
         return moved
@@ -423,6 +436,7 @@ class Engine:
                 "step_progressed",
                 run=run.id,
                 target=run.target,
+                kind=run.plan.steps[number].kind,
                 done=progress.done,
                 total=progress.total,
                 unit=progress.unit,
@@ -461,9 +475,15 @@ class Engine:
             phase=str(phase),
             attempt=attempt,
             seconds=evidence.get("seconds", 0.0),
+            findings=steps.findings_of(evidence),
         )
+        if isinstance(step, Downgrade) and phase in (StepPhase.DONE, StepPhase.HELD):
+            self._tell_standing(run, str(evidence.get("standing", UNKNOWN)))
         if phase is StepPhase.DONE:
             self.progress.pop(run.id, None)
+
+    def _tell_standing(self, run: Run, standing: str) -> None:
+        self._happenings.tell("downgrade_settled", run=run.id, target=run.target, standing=standing)
 
     async def _record_failure(
         self, lease: Lease, step: Step, number: int, attempt: int, error: RollbackdError | TimeoutError

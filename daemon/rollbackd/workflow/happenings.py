@@ -6,7 +6,11 @@ import structlog
 
 Listener = Callable[[str, dict[str, object]], None]
 log = structlog.get_logger()
-QUIET = frozenset({"measurement_taken", "step_progressed", "statement_executed", "event_settled"})
+QUIET = frozenset(
+    {
+        "measurement_taken", "signal_noted", "step_progressed", "backup_progressed", "statement_executed", "event_settled",
+    }
+)  # fmt: skip
 
 
 class Happenings:

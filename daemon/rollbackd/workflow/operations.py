@@ -1,7 +1,7 @@
 """What people and CD systems ask for by hand: plan, roll back, approve, deny, resume, abandon, pause, the deploy gate."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
@@ -212,7 +212,9 @@ class Operations:
 
     async def prune_backups(self) -> list[BackupRecord]:
         """Remove what the retention no longer keeps."""
-        return await prune_backups(self._store, self._guarded)
+        removed = await prune_backups(self._store, self._guarded)
+        self._happenings.tell("backups_pruned", removed=len(removed))
+        return removed
 
     async def gate(self, target: str, event: Event, watches: Watches) -> GateAnswer:
         """May this deploy start? Waits until the state is documented and, where a backup is configured, proved.
@@ -220,54 +222,65 @@ class Operations:
         A second call for the same target waits for the first, and uses its backup if it is young enough.
         """
         with self._using(target) as guarded:
-            lock = self._gates.setdefault(target, asyncio.Lock())
-            async with lock:
-                unfinished = [
-                    r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key
-                ]
-                if unfinished:
-                    reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
-                    return GateAnswer(go=False, reasons=(reason,))
-                try:
-                    deployment = await watches.find_or_begin(event, guarded)
-                    await watches.prepared(deployment.id)
-                    # What can't be reached says so itself, here.
-                    environment = await guarded.worker.environment()
-                    heads = await guarded.database.heads()
-                    if set(environment.heads) != set(heads):
-                        raise RefusedError(
-                            f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}:"
-                            " they don't look at the same version table; see 'migrations.url'"
-                        )
-                    documented = await self._store.deployment(deployment.id)
-                    if documented is None or documented.heads_before is None:
-                        return GateAnswer(
-                            go=False, reasons=("the state before the deploy couldn't be documented",)
-                        )
-                    pending = await self._verify_pending(guarded)
-                    reasons = pending.reasons
-                    if pending.stops:
-                        return GateAnswer(
-                            go=False,
-                            reasons=reasons,
-                            deployment=deployment.id,
-                            heads=documented.heads_before,
-                            migrations=pending.migrations,
-                        )
-                    backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
-                except RollbackdError as error:
-                    return GateAnswer(go=False, reasons=(str(error),))
-                if backup is None:
-                    reasons += ("no backup is configured for this target",)
-                return GateAnswer(
-                    go=True,
-                    verdict="warn" if reasons else "go",
-                    migrations=pending.migrations,
-                    reasons=reasons,
-                    deployment=deployment.id,
-                    heads=documented.heads_before,
-                    backup=backup_evidence(backup) if backup is not None else {},
-                )
+            answer = await self._judge_deploy(guarded, event, watches)
+        self._happenings.tell(
+            "gate_answered",
+            target=target,
+            deployment=answer.deployment,
+            verdict=answer.verdict,
+            reasons=list(answer.reasons),
+        )
+        return answer
+
+    async def _judge_deploy(self, guarded: Guarded, event: Event, watches: Watches) -> GateAnswer:
+        lock = self._gates.setdefault(guarded.name, asyncio.Lock())
+        async with lock:
+            unfinished = [
+                r for r in await self._store.unfinished_runs() if r.database_key == guarded.database_key
+            ]
+            if unfinished:
+                reason = f"{unfinished[0].id} is {unfinished[0].state} on this database: settle it first"
+                return GateAnswer(go=False, reasons=(reason,))
+            try:
+                deployment = await watches.find_or_begin(event, guarded)
+                await watches.prepared(deployment.id)
+                # What can't be reached says so itself, here.
+                environment = await guarded.worker.environment()
+                heads = await guarded.database.heads()
+                if set(environment.heads) != set(heads):
+                    raise RefusedError(
+                        f"env.py sees the database at {heads_text(environment.heads)}, rollbackd at {heads_text(heads)}:"
+                        " they don't look at the same version table; see 'migrations.url'"
+                    )
+                documented = await self._store.deployment(deployment.id)
+                if documented is None or documented.heads_before is None:
+                    return GateAnswer(
+                        go=False, reasons=("the state before the deploy couldn't be documented",)
+                    )
+                pending = await self._verify_pending(guarded)
+                reasons = pending.reasons
+                if pending.stops:
+                    return GateAnswer(
+                        go=False,
+                        reasons=reasons,
+                        deployment=deployment.id,
+                        heads=documented.heads_before,
+                        migrations=pending.migrations,
+                    )
+                backup = await self._gate_backup(guarded) if guarded.settings.backs_up else None
+            except RollbackdError as error:
+                return GateAnswer(go=False, reasons=(str(error),))
+            if backup is None:
+                reasons += ("no backup is configured for this target",)
+            return GateAnswer(
+                go=True,
+                verdict="warn" if reasons else "go",
+                migrations=pending.migrations,
+                reasons=reasons,
+                deployment=deployment.id,
+                heads=documented.heads_before,
+                backup=backup_evidence(backup) if backup is not None else {},
+            )
 
     async def _verify_pending(self, guarded: Guarded) -> PendingMigrations:
         """What the policy says of the revisions that are about to go on; what couldn't be tried isn't known to be safe."""
@@ -305,13 +318,17 @@ class Operations:
             usable = known.removed_at is None and known.level >= level
             if usable and known.created_at >= horizon and await guarded.backups.is_whole(known):
                 return known
-        backup = await guarded.backups.take(
-            "", GATE_BACKUP, timeout_s=guarded.settings.backup.dump_timeout, on_progress=_unheard
-        )
-        proved = await guarded.backups.prove(
-            backup, level=level, timeout_s=guarded.settings.backup.proof_timeout, on_progress=_unheard
-        )
-        await self._store.save_backup(proved)
+        backup = guarded.settings.backup
+        try:
+            taken = await guarded.backups.take(
+                "", GATE_BACKUP, timeout_s=backup.dump_timeout, on_progress=self._telling(guarded, "back_up")
+            )
+            proved = await guarded.backups.prove(
+                taken, level=level, timeout_s=backup.proof_timeout, on_progress=self._telling(guarded, "prove_backup")
+            )  # fmt: skip
+            await self._store.save_backup(proved)
+        finally:
+            self._happenings.tell("backup_ended", target=guarded.name)
         self._happenings.tell(
             "backup_proved",
             target=guarded.name,
@@ -321,6 +338,20 @@ class Operations:
             size_bytes=proved.size_bytes,
         )
         return proved
+
+    def _telling(self, guarded: Guarded, kind: str) -> Callable[[Progress], Awaitable[None]]:
+        """Tells how far a backup is that belongs to no run, under the name of a run's step."""
+
+        async def progressed(progress: Progress) -> None:
+            self._happenings.tell(
+                "backup_progressed",
+                target=guarded.name,
+                kind=kind,
+                done=progress.done,
+                total=progress.total,
+            )
+
+        return progressed
 
     async def _plan(self, guarded: Guarded, to: str, release: str, *, fresh: bool = False) -> Plan:
         deployment = await self._last_deployment(guarded)
@@ -351,7 +382,3 @@ class Operations:
             raise NotFoundError(
                 f"there is no target {target}; configured are {', '.join(self._guarded) or 'none'}"
             )
-
-
-async def _unheard(progress: Progress) -> None:
-    """The gate's caller waits for the answer; nobody listens to the progress."""

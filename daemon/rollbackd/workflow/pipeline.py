@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from rollbackd.core.assess import DeployWord
-from rollbackd.core.events import Category, Event, EventKind, Severity
+from rollbackd.core.events import Category, Event, EventKind, EventResult, Severity
 from rollbackd.core.evidence import Signal
 from rollbackd.core.records import Deployment, Incident, QueuedEvent
 from rollbackd.errors import RefusedError, RollbackdError, StoreUnavailableError
@@ -131,19 +131,28 @@ class Pipeline:
             for queued in events:
                 asked = queued.event.kind is EventKind.ROLLBACK_REQUESTED
                 self._pulse.promise(PIPELINE, LONGEST_EVENT_S if asked else SLACK_S)
+                result = EventResult.TAKEN
                 try:
-                    outcome = await self._take(queued)
+                    targets = self._targets_of(queued.event)
+                    outcome = await self._take(queued, targets)
+                    if not targets:
+                        result = EventResult.UNGUARDED
                 except StoreUnavailableError:
                     raise
                 except RollbackdError as error:
-                    outcome = f"refused: {error}"
+                    result, outcome = EventResult.REFUSED, f"refused: {error}"
                 except Exception as error:
                     # A fault of ours with one event must not stop all others, now and after every start.
                     log.error("event_faulted", delivery=queued.delivery, exc_info=True)
+                    result = EventResult.FAULTED
                     outcome = f"fault: {type(error).__name__}; the daemon's log has the details"
                 outcomes[queued.seq] = outcome
                 self._happenings.tell(
-                    "event_settled", kind=str(queued.event.kind), hook=queued.hook, outcome=outcome
+                    "event_settled",
+                    kind=str(queued.event.kind),
+                    hook=queued.hook,
+                    outcome=outcome,
+                    result=str(result),
                 )
                 if queued.event.kind in NEVER_TWICE:
                     await self._settle(outcomes)
@@ -159,18 +168,25 @@ class Pipeline:
             await self._store.settle_events(outcomes, self._clock.now())
             outcomes.clear()
 
-    async def _take(self, queued: QueuedEvent) -> str:
-        event = queued.event
-        targets = [
+    def _targets_of(self, event: Event) -> list[Guarded]:
+        return [
             g
             for g in self._guarded.values()
             if g.settings.service == event.service and g.settings.environment == event.environment
         ]
+
+    async def _take(self, queued: QueuedEvent, targets: list[Guarded]) -> str:
+        """Bring an event to bear on each target that it is about.
+
+        Raises:
+            RefusedError: when every one of them refuses it; else the outcome says which did.
+        """
+        event = queued.event
         if event.kind in (EventKind.SIGNAL_FIRING, EventKind.SIGNAL_RESOLVED):
             await self._signal(queued, targets)
         if not targets:
             return f"no target guards {event.service or 'an unnamed service'} in {event.environment or 'an unnamed environment'}"
-        outcomes = []
+        outcomes, refused = [], []
         for guarded in targets:
             if guarded.name not in self._guarded:
                 continue
@@ -180,13 +196,18 @@ class Pipeline:
             except StoreUnavailableError:
                 raise
             except RollbackdError as error:
-                outcomes.append(f"{guarded.name}: refused: {error}")
-        return "; ".join(outcomes)
+                refused.append(f"{guarded.name}: {error}")
+        if not outcomes:
+            raise RefusedError("; ".join(refused))
+        return "; ".join([*outcomes, *(f"refused: {one}" for one in refused)])
 
     async def _bring_to_bear(self, queued: QueuedEvent, guarded: Guarded) -> str:
         event = queued.event
         match event.kind:
             case EventKind.SIGNAL_FIRING | EventKind.SIGNAL_RESOLVED:
+                self._happenings.tell(
+                    "signal_noted", target=guarded.name, kind=str(event.kind), signal=event.name
+                )
                 deployment = await self._newest_watched(guarded)
                 if deployment is None:
                     return f"{guarded.name}: noted; no deployment is being watched"
@@ -264,6 +285,7 @@ class Pipeline:
             heads_expected=(event.to_revision,) if event.to_revision else (),
             url=event.url,
             image=event.labels.get(IMAGE_LABEL, ""),
+            committed_at=event.committed_at,
         )
         await self._store.save_deployment(deployment)
         self._happenings.tell(
@@ -431,4 +453,6 @@ def _with_word(deployment: Deployment, event: Event, queued: QueuedEvent) -> Dep
         changes["previous_version"] = event.previous_version
     if event.version and not deployment.version:
         changes["version"] = event.version
+    if event.committed_at is not None and deployment.committed_at is None:
+        changes["committed_at"] = event.committed_at
     return msgspec.structs.replace(deployment, **changes)

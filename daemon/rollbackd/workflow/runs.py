@@ -11,12 +11,13 @@ from rollbackd.core.gates import GateFinding, GateState
 from rollbackd.core.planning.plan import Plan, WayBack
 from rollbackd.core.planning.steps import CopyAhead
 from rollbackd.core.records import Approval, Incident, Run
-from rollbackd.core.run import RunState
+from rollbackd.core.run import FINISHED, RunState
 from rollbackd.errors import NotFoundError, RefusedError, RollbackdError
 from rollbackd.ports import Announcer, Clock, Progress, Store
 from rollbackd.workflow.engine import Engine
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.timing import time_spent
 
 AUTOMATIC = "automatic"
 MANUAL = "manual"
@@ -330,8 +331,10 @@ class Runs:
             run=run.id,
             target=run.target,
             environment=self._environment_of(run),
+            trigger=run.trigger,
             before=str(expected or run.state),
             after=str(after),
+            spent=await time_spent(self._store, run.id) if after in FINISHED else {},
         )
         return moved
 

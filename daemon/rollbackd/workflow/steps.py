@@ -202,6 +202,12 @@ def backup_evidence(backup: BackupRecord) -> Evidence:
     }
 
 
+def findings_of(evidence: Evidence) -> dict[str, str]:
+    """How each check that is on record here came out."""
+    found = msgspec.convert(evidence.get("findings", ()), tuple[Finding, ...])
+    return {finding.check: str(finding.outcome) for finding in found}
+
+
 def findings_evidence(findings: tuple[Finding, ...]) -> Evidence:
     """What a journal says of checks."""
     return {"findings": msgspec.to_builtins(findings)}

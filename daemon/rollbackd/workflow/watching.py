@@ -15,7 +15,7 @@ from rollbackd.core.events import Category
 from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, Signal, judge_probe
 from rollbackd.core.price import price_of
 from rollbackd.core.records import Deployment, StateDocument
-from rollbackd.core.schema import SchemaDifference
+from rollbackd.core.schema import SchemaDifference, compare_schemas
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import Clock
 from rollbackd.settings import Probe
@@ -151,6 +151,14 @@ class Watch:
         earlier = await self._store.latest_document(self._guarded.name, deployment.started_at)
         now = await document_state(self._guarded, self._store, self._clock)
         before: StateDocument = now
+        if earlier is not None and earlier.heads == now.heads and earlier.fingerprint != now.fingerprint:
+            self._happenings.tell(
+                "schema_drifted",
+                deployment=self._id,
+                target=self._guarded.name,
+                since=earlier.taken_at.isoformat(),
+                difference=compare_schemas(earlier.schema, now.schema).summary(),
+            )
         if earlier is not None and set(earlier.heads) != set(now.heads):
             # The revision moved since then, by this deploy if it is the only one: what an earlier one moved is not ours.
             others = [
@@ -217,7 +225,11 @@ class Watch:
             kept.append(reading)
             del kept[:-MEASUREMENTS_LOOKED_AT]
             self._happenings.tell(
-                "measurement_taken", target=self._guarded.name, probe=probe.name, quality=str(reading.quality)
+                "measurement_taken",
+                target=self._guarded.name,
+                source="probe",
+                probe=probe.name,
+                quality=str(reading.quality),
             )
         await self._store.save_measurements(self._id, list(readings))
 
@@ -375,9 +387,11 @@ class Watch:
             )
         except RollbackdError as error:
             log.warning("no_way_back", deployment=self._id, target=self._guarded.name, error=str(error))
+            self._happenings.tell("way_back_missed", deployment=self._id, target=self._guarded.name)
             return
         except Exception:
             log.error("way_back_faulted", deployment=self._id, target=self._guarded.name, exc_info=True)
+            self._happenings.tell("way_back_missed", deployment=self._id, target=self._guarded.name)
             return
         budget_s = self._guarded.settings.archive.lock_budget
         known = await self._deployment()
@@ -395,6 +409,8 @@ class Watch:
             rows_lost=price.rows_lost,
             rows_only_new=price.rows_only_new,
             growth=price.growth,
+            cheap_until_s=price.cheap_until.timestamp() if price.cheap_until is not None else None,
+            blockers=list(price.blockers),
             text=price.text(),
         )
 

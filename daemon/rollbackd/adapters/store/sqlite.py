@@ -24,7 +24,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from rollbackd.adapters.store import tables as t
 from rollbackd.adapters.store.names import DATABASE
 from rollbackd.adapters.store.schema import bring_up_to_date
-from rollbackd.adapters.store.writer import Writer
+from rollbackd.adapters.store.writer import OnCommit, Writer
 from rollbackd.core.events import Event
 from rollbackd.core.evidence import Measurement, Signal
 from rollbackd.core.gates import Pause
@@ -43,7 +43,7 @@ from rollbackd.core.records import (
     StoredDecision,
     Token,
 )
-from rollbackd.core.run import FINISHED, RunState, StepPhase, check_passage
+from rollbackd.core.run import FINISHED, Passage, RunState, StepPhase, check_passage
 from rollbackd.errors import NotFoundError, RefusedError, StoreUnavailableError
 from rollbackd.ports import AcceptedDelivery
 
@@ -66,8 +66,14 @@ class SqliteStore:
         self.store_id = store_id
 
     @classmethod
-    async def open_writing(cls, directory: Path, *, most_waiting: int = 10_000) -> "SqliteStore":
+    async def open_writing(
+        cls, directory: Path, *, most_waiting: int = 10_000, on_commit: OnCommit | None = None
+    ) -> "SqliteStore":
         """Open for reading and writing, under the store's lock.
+
+        Args:
+            most_waiting: how many records may wait to be written.
+            on_commit: told after each commit how many seconds it took, and how many of its records failed.
 
         Raises:
             RefusedError: when another process has it open for writing, or a newer rollbackd wrote it.
@@ -100,7 +106,7 @@ class SqliteStore:
         except BaseException:
             os.close(lock)
             raise
-        return cls(_reading_engine(path), Writer(writing, most_waiting), lock, writing, store_id)
+        return cls(_reading_engine(path), Writer(writing, most_waiting, on_commit), lock, writing, store_id)
 
     @classmethod
     async def open_reading(cls, directory: Path) -> "SqliteStore":
@@ -158,6 +164,12 @@ class SqliteStore:
         """The oldest events that nothing was done about yet."""
         rows = await self._rows(sqlalchemy.text(_WAITING_EVENTS).bindparams(most=limit))
         return _waiting_events(rows[0][0])
+
+    async def pending_events(self) -> tuple[int, datetime | None]:
+        """How many events nothing was done about yet, and when the oldest was received."""
+        query = select(func.count(), func.min(t.event.c.received_at)).where(t.event.c.settled_at.is_(None))
+        count, oldest = (await self._rows(query))[0]
+        return int(count), _time(oldest) if oldest is not None else None
 
     async def settle_events(self, outcomes: Mapping[int, str], at: datetime) -> None:
         """Note what was done about events: sequence number to outcome."""
@@ -473,6 +485,23 @@ class SqliteStore:
         return await self._many(
             select(t.run.c.body).where(t.run.c.is_finished == 0).order_by(t.run.c.created_at), Run
         )
+
+    async def passages(self, run_id: str) -> list[Passage]:
+        """The states that a run came into, oldest first."""
+        query = select(t.transition.c.after, t.transition.c.at).where(t.transition.c.run == run_id)
+        rows = await self._rows(query.order_by(t.transition.c.seq))
+        return [Passage(after=RunState(after), at=_time(at)) for after, at in rows]
+
+    async def unfinished_since(self) -> list[tuple[str, str, datetime]]:
+        """Of each run that isn't finished: its target, its state, and since when it is in it."""
+        latest = func.coalesce(func.max(t.transition.c.at), t.run.c.created_at)
+        query = (
+            select(t.run.c.target, t.run.c.state, latest)
+            .select_from(t.run.outerjoin(t.transition, t.transition.c.run == t.run.c.id))
+            .where(t.run.c.is_finished == 0)
+            .group_by(t.run.c.id)
+        )
+        return [(target, state, _time(at)) for target, state, at in await self._rows(query)]
 
     async def journal(self, record: StepRecord, fence: int) -> None:
         """Add a line to a run's journal; refused when somebody else holds the run by now."""

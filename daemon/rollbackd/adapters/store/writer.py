@@ -8,6 +8,7 @@ import itertools
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +23,16 @@ Work = Callable[[Connection], Any]
 # Work for many items at once; one result for each item, in order.
 WorkTogether = Callable[[Connection, list[Any]], list[Any]]
 Waiting = tuple[WorkTogether, Any, "asyncio.Future[Any]"]
+OnCommit = Callable[[float, int], None]
 
 
 class Writer:
     """Runs work in order. Work must not keep state of its own: a batch that fails is rolled back and done one by one."""
 
-    def __init__(self, engine: Engine, most_waiting: int) -> None:
+    def __init__(self, engine: Engine, most_waiting: int, on_commit: OnCommit | None = None) -> None:
         self._engine = engine
         self.most_waiting = most_waiting
+        self._on_commit = on_commit
         self._waiting: deque[Waiting] = deque()
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = True
@@ -72,14 +75,29 @@ class Writer:
     def _work(self) -> None:
         with self._engine.connect() as connection:
             while self._wake.get():
-                while batch := self._take():
-                    results = self._commit_together(connection, batch)
-                    self._loop.call_soon_threadsafe(_resolve, batch, results)
+                self._commit_all(connection)
                 # Between the last look and this call more may have come; the loop's thread looks again.
                 self._loop.call_soon_threadsafe(self._rest)
-            while batch := self._take():
-                results = self._commit_together(connection, batch)
-                self._loop.call_soon_threadsafe(_resolve, batch, results)
+            self._commit_all(connection)
+
+    def _commit_all(self, connection: Connection) -> None:
+        while batch := self._take():
+            began = time.monotonic()
+            results = self._commit_together(connection, batch)
+            self._loop.call_soon_threadsafe(self._resolve, batch, results, time.monotonic() - began)
+
+    def _resolve(self, batch: list[Waiting], results: list[Any], seconds: float) -> None:
+        unavailable = 0
+        for (_, _, future), result in zip(batch, results, strict=True):
+            unavailable += isinstance(result, StoreUnavailableError)
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        if self._on_commit is not None:
+            self._on_commit(seconds, unavailable)
 
     def _rest(self) -> None:
         if self._waiting:
@@ -128,13 +146,3 @@ class Writer:
 
 def _alone(connection: Connection, items: list[Work]) -> list[Any]:
     return [work(connection) for work in items]
-
-
-def _resolve(batch: list[Waiting], results: list[Any]) -> None:
-    for (_, _, future), result in zip(batch, results, strict=True):
-        if future.done():
-            continue
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
