@@ -256,5 +256,5 @@ def test_a_database_that_is_away_is_said_once_and_not_at_each_look(shop: Ground)
 
 def measurements(ground: Ground) -> int:
     text = str(ground.ask("GET", "/metrics")[1])
-    found = [line for line in text.splitlines() if line.startswith("rollbackd_measurements_total{")]
+    found = [line for line in text.splitlines() if line.startswith("rollbackd_evidence_total{")]
     return sum(int(float(line.rpartition(" ")[2])) for line in found)

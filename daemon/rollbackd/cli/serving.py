@@ -129,7 +129,7 @@ async def check_config(config: Path, offline: bool, as_json: bool) -> int:
     cls=Manual,
     changes="What the running daemon goes by; nothing, where the configuration is refused.",
     examples=(
-        ("Check a changed file, then bring it into force:", "rollbackd reload"),
+        ("Bring a changed file into force:", "rollbackd reload"),
         ("The same, as root, by the unit:", "systemctl reload rollbackd"),
     ),
     exits={
