@@ -6,6 +6,7 @@ from typing import Literal, NewType
 import msgspec
 
 from rollbackd.core.gates import DataLossPolicy, Mode
+from rollbackd.core.readings import Reduction
 
 # Seconds; in TOML written as "90s", "15m", "2h" or "7d".
 Duration = NewType("Duration", float)
@@ -177,6 +178,8 @@ class Policy(Section, frozen=True, kw_only=True):
     bake_time: Duration = Duration(30 * 60)
     start_grace: Duration = Duration(120)
     watch_after_rollback: Duration = Duration(10)
+    investigate_for: Duration = Duration(15 * 60)
+    after_investigation: Literal["ask", "roll_back"] = "ask"
     ways_back: tuple[Literal["leave_schema", "release_first", "stop_writes"], ...] = (
         "leave_schema",
         "release_first",
@@ -199,6 +202,43 @@ class Probe(Section, frozen=True, kw_only=True):
     successes: int = 2
     expect_status: tuple[int, ...] = (200,)
     expect_text: str = ""
+
+
+class Prometheus(Section, frozen=True, kw_only=True):
+    """A Prometheus, or what answers as one does. Its URL may have a path, as behind a proxy; TLS is checked by the system's
+    certificates.
+    """
+
+    url: str
+    token: SecretReference | None = None
+    timeout: Duration = Duration(5)
+
+
+class Metric(Section, frozen=True, kw_only=True):
+    """A query that Prometheus is asked while a deployment is watched, and from which values on it speaks against it.
+
+    `query` has `$service` and its like in quotes (see `core/promql.py`). Without a `window` it is asked for one moment; with
+    one, for each `step` in it, and `reduce` makes one number of them. So many `readings` in a row settle it. `stale_after` is
+    how old its newest sample may be; "0s" doesn't look. `before` is how long before the start of the deploy the same is
+    asked, to see what was so already. With `times_before` the limits are multiples of that value, and nothing up to
+    `at_least` is past them.
+    """
+
+    name: str
+    query: str
+    category: Literal["errors", "performance", "availability"] = "performance"
+    degraded: float | None = None
+    critical: float | None = None
+    side: Literal["above", "below"] = "above"
+    times_before: bool = False
+    at_least: float | None = None
+    window: Duration = Duration(0)
+    step: Duration = Duration(15)
+    reduce: Reduction = Reduction.MEAN
+    readings: int = 3
+    interval: Duration = Duration(15)
+    stale_after: Duration = Duration(120)
+    before: Duration = Duration(60)
 
 
 class Command(Section, frozen=True, kw_only=True):
@@ -252,6 +292,8 @@ class Target(Section, frozen=True, kw_only=True):
     archive: Archive = Archive()
     policy: Policy = Policy()
     probes: tuple[Probe, ...] = ()
+    prometheus: Prometheus | None = None
+    metrics: tuple[Metric, ...] = ()
     deployment: DeploymentCommands = DeploymentCommands()
     checks: tuple[Check, ...] = ()
     counting: Counting = Counting()
@@ -302,7 +344,12 @@ class Settings(Section, frozen=True, kw_only=True):
     logging: Logging = Logging()
     hooks: dict[str, Hook] = {}
     notify: Notify = Notify()
+    prometheus: Prometheus | None = None
     matrix: str = ""
+
+    def prometheus_of(self, target: Target) -> Prometheus | None:
+        """The server of a target's metrics: its own, or the one of all."""
+        return target.prometheus or self.prometheus
 
     def target(self, name: str) -> Target | None:
         """The target of this name."""

@@ -70,7 +70,7 @@ async def measure() -> AsyncIterator[Callable[..., Awaitable[Measurement]]]:
 
 async def test_an_expected_status_is_healthy_and_another_is_not(site: TestServer, measure: Any) -> None:
     good = await measure(site.make_url("/ok"))
-    assert (good.quality, good.healthy, good.value, good.probe, good.at) == (
+    assert (good.quality, good.healthy, good.value, good.name, good.at) == (
         Quality.OK,
         True,
         200,

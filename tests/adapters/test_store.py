@@ -446,7 +446,7 @@ async def test_pruning_removes_what_is_old_and_settled_and_keeps_what_waits(
         await store.accept(delivery(name, events=events, at=at))
     seqs = [e.seq for e in await store.next_events(9)]
     await store.settle_events({seqs[0]: "done", seqs[1]: "done"}, old)
-    readings = [Measurement(probe="p", at=at, quality=Quality.OK, healthy=True) for at in (old, NOW)]
+    readings = [Measurement(name="p", at=at, quality=Quality.OK, healthy=True) for at in (old, NOW)]
     await store.save_measurements("d", readings)
     horizon = NOW - timedelta(days=30)
     assert await store.prune(horizon, horizon) == {"deliveries": 2, "measurements": 1}

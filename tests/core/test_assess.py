@@ -320,15 +320,15 @@ def test_only_a_streak_of_usable_readings_settles_a_probe(
     readings: str, age_s: float, state: ProbeState
 ) -> None:
     measurements = [
-        Measurement(probe="web", at=T0 - timedelta(seconds=len(readings) - 1 - i), quality=q, healthy=h)
+        Measurement(name="web", at=T0 - timedelta(seconds=len(readings) - 1 - i), quality=q, healthy=h)
         for i, (q, h) in enumerate(READINGS[r] for r in readings)
     ]
     assert judge_probe(RULE, measurements, T0 + timedelta(seconds=age_s)) is state
 
 
 def test_a_probe_whose_last_usable_reading_is_old_has_no_data_however_many_errors_came_since() -> None:
-    measurements = [Measurement(probe="web", at=T0, quality=Quality.OK, healthy=False)] * 3 + [
-        Measurement(probe="web", at=T0 + timedelta(seconds=s), quality=Quality.ERROR)
+    measurements = [Measurement(name="web", at=T0, quality=Quality.OK, healthy=False)] * 3 + [
+        Measurement(name="web", at=T0 + timedelta(seconds=s), quality=Quality.ERROR)
         for s in range(0, 90, 10)
     ]
     assert judge_probe(RULE, measurements, T0 + timedelta(seconds=90)) is P.NO_DATA

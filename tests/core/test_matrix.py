@@ -66,19 +66,19 @@ def problems_of(*rows: Any, **more: Any) -> list[str]:
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_2016_combinations_of_facts_each_once() -> None:
+def test_there_are_4032_combinations_of_facts_each_once() -> None:
     combinations = every_combination()
-    assert len(combinations) == len({str(c) for c in combinations}) == 2016
+    assert len(combinations) == len({str(c) for c in combinations}) == 4032
 
 
 def test_a_gap_is_refused_with_their_number_and_an_example() -> None:
     (problem,) = problems_of(row("a", when={"watch": "baking"}))
-    assert "1008 combinations of facts match no row" in problem
+    assert "2016 combinations of facts match no row" in problem
     assert "watch=over" in problem
 
 
 def test_an_empty_matrix_is_all_gap() -> None:
-    assert "2016 combinations" in problems_of()[0]
+    assert "4032 combinations" in problems_of()[0]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,17 @@ def test_the_shipped_matrix_proves_and_has_these_rows(shipped: Matrix) -> None:
         ),
         ({"bug": "reported", "performance": "critical"}, "performance-critical", "roll_back"),
         ({"bug": "reported", "performance": "degraded"}, "performance-degraded", "investigate"),
+        (
+            {"performance": "unknown", "watch": "over"},
+            "no-data-at-the-end-of-the-bake-time",
+            "investigate",
+        ),
+        (
+            {"errors": "unknown", "watch": "over"},
+            "no-data-at-the-end-of-the-bake-time",
+            "investigate",
+        ),
+        ({"errors": "unknown", "performance": "unknown"}, "still-watching", "keep"),
         ({"performance": "degraded", "errors": "firing"}, "production-errors-after-deploy", "roll_back"),
         (
             {"performance": "critical", "migration": "unknown", "errors": "firing"},
@@ -318,7 +329,7 @@ def test_the_shipped_matrix_changes_nothing_where_it_should_not_in_any_combinati
         action = shipped.first_match(combination).action
         speaks_against = (
             combination.errors is Errors.FIRING,
-            combination.performance is not Performance.NORMAL,
+            combination.performance in (Performance.DEGRADED, Performance.CRITICAL),
             combination.application is Application.FAILING,
             combination.migration in (Migration.FAILED_CLEAN, Migration.FAILED_MIDWAY),
             combination.data is Data.LOSS_CONFIRMED,
@@ -332,9 +343,11 @@ def test_the_shipped_matrix_changes_nothing_where_it_should_not_in_any_combinati
             assert any(speaks_against), "no data and rumours alone never act"
         if action is Action.KEEP:
             assert not any(speaks_against)
-            unsettled = combination.application is Application.UNKNOWN or combination.migration in (
-                Migration.UNKNOWN,
-                Migration.RUNNING,
+            unsettled = (
+                combination.application is Application.UNKNOWN
+                or combination.errors is Errors.UNKNOWN
+                or combination.performance is Performance.UNKNOWN
+                or combination.migration in (Migration.UNKNOWN, Migration.RUNNING)
             )
             assert combination.watch is Watch.BAKING or not unsettled, "no data never passes"
 

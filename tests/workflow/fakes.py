@@ -394,7 +394,7 @@ class FakeProber:
     async def measure(self, probe: Probe, at: datetime) -> Measurement:
         quality = Quality.ERROR if self.world.healthy is None else Quality.OK
         return Measurement(
-            probe=probe.name, at=at, quality=quality, healthy=self.world.healthy, detail="a reading"
+            name=probe.name, at=at, quality=quality, healthy=self.world.healthy, detail="a reading"
         )
 
 

@@ -29,7 +29,7 @@ class HttpProber:
             quality: Quality, healthy: bool | None, detail: str, value: float | None = None
         ) -> Measurement:
             return Measurement(
-                probe=probe.name, at=at, quality=quality, healthy=healthy, detail=detail, value=value
+                name=probe.name, at=at, quality=quality, healthy=healthy, detail=detail, value=value
             )
 
         try:

@@ -1,5 +1,6 @@
 """Reading the configuration: TOML to settings, and every fault that can be seen without asking the world."""
 
+import math
 import os
 import re
 import tomllib
@@ -18,11 +19,23 @@ from rollbackd.errors import ConfigurationError
 from rollbackd.intake.authentication import prepare_secret
 from rollbackd.intake.hooks import Hook, load_hook
 from rollbackd.resources import resource
-from rollbackd.settings import Migrations, Policy, Probe, SecretReference, Settings, Target
+from rollbackd.core.promql import template_faults
+from rollbackd.settings import (
+    Metric,
+    Migrations,
+    Policy,
+    Probe,
+    Prometheus,
+    SecretReference,
+    Settings,
+    Target,
+)
 
 SOCKET_NAME = "rollbackd.sock"
 # 108 in sun_path, the last of them zero (unix(7)).
 LONGEST_SOCKET_PATH = 107
+# Prometheus itself answers no more than this for each series.
+MOST_STEPS = 11_000
 DEFAULT_PATH = Path("/etc/rollbackd/rollbackd.toml")
 LoadedHooks = dict[str, tuple[Hook, tuple[bytes, ...]]]
 
@@ -138,9 +151,12 @@ def check_secrets(configuration: Configuration) -> None:
     Raises:
         ConfigurationError: with the path of each that isn't there, is empty or may be read by everybody.
     """
-    references: dict[str, SecretReference | None] = {"notify.url": configuration.settings.notify.url}
-    for index, target in enumerate(configuration.settings.targets):
+    settings = configuration.settings
+    references: dict[str, SecretReference | None] = {"notify.url": settings.notify.url}
+    references["prometheus.token"] = settings.prometheus.token if settings.prometheus else None
+    for index, target in enumerate(settings.targets):
         path = f"targets[{index}]"
+        references[f"{path}.prometheus.token"] = target.prometheus.token if target.prometheus else None
         references[f"{path}.database.password"] = target.database.password
         references[f"{path}.database.backup_password"] = target.database.backup_password
         references[f"{path}.scratch.password"] = target.scratch.password
@@ -196,9 +212,13 @@ def _cross_checks(settings: Settings) -> list[str]:
             problems.append(f"hooks.{name}.secrets: at least one is needed; nothing unauthenticated is taken")
     if not settings.targets:
         problems.append("targets: at least one [[targets]] is needed")
+    if settings.prometheus is not None:
+        problems += _prometheus_checks(settings.prometheus, "prometheus")
     seen: set[str] = set()
     for index, target in enumerate(settings.targets):
         path = f"targets[{index}]"
+        if target.metrics and settings.prometheus_of(target) is None:
+            problems.append(f"{path}.metrics: no server is asked for them: add [prometheus] with its 'url'")
         if target.name in seen:
             problems.append(f"{path}.name: {target.name!r} is taken by another target")
         seen.add(target.name)
@@ -218,6 +238,9 @@ def _target_checks(target: Target) -> list[str]:
     problems += _rehearsal_checks(target)
     problems += _policy_checks(target.policy)
     problems += _probe_checks(target.probes)
+    if target.prometheus is not None:
+        problems += _prometheus_checks(target.prometheus, "prometheus")
+    problems += _metrics_checks(target)
     for name in ("stop", "start"):
         command = getattr(target.deployment, name)
         if command is not None and not (command.command and command.done_when):
@@ -281,6 +304,8 @@ def _backup_checks(target: Target) -> list[str]:
 
 def _policy_checks(policy: Policy) -> list[str]:
     problems: list[str] = []
+    if policy.investigate_for <= 0:
+        problems.append("policy.investigate_for: has to be longer than nothing")
     if policy.max_rollbacks_a_day < 0:
         problems.append("policy.max_rollbacks_a_day: can't be negative")
     if not policy.ways_back:
@@ -315,6 +340,67 @@ def _probe_checks(probes: tuple[Probe, ...]) -> list[str]:
             problems.append(f"probes[{index}].name: {probe.name!r} stands twice")
         if probe.failures < 1 or probe.successes < 1:
             problems.append(f"probes[{index}]: 'failures' and 'successes' count from 1")
+    return problems
+
+
+def _prometheus_checks(server: Prometheus, path: str) -> list[str]:
+    problems: list[str] = []
+    parts = urlsplit(server.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        problems.append(
+            f'{path}.url: an http or https URL without a query is expected, as in "http://127.0.0.1:9090"'
+        )
+    if parts.username is not None or parts.password is not None:
+        problems.append(
+            f'{path}.url: holds a login; put a bearer token in a file and refer to it: token = "file:/path"'
+        )
+    if server.timeout <= 0:
+        problems.append(f"{path}.timeout: has to be longer than nothing")
+    return problems
+
+
+def _metrics_checks(target: Target) -> list[str]:
+    problems: list[str] = []
+    names = [probe.name for probe in target.probes] + [metric.name for metric in target.metrics]
+    for index, metric in enumerate(target.metrics):
+        path = f"metrics[{index}]"
+        if names.count(metric.name) > 1:
+            problems.append(f"{path}.name: {metric.name!r} stands twice among probes and metrics")
+        problems += [f"{path}.query: {fault}" for fault in template_faults(metric.query)]
+        problems += [f"{path}.{problem}" for problem in _limits_checks(metric)]
+        if metric.readings < 1:
+            problems.append(f"{path}.readings: counts from 1")
+        if metric.interval <= 0:
+            problems.append(f"{path}.interval: has to be longer than nothing")
+        if metric.window and not 0 < metric.step <= metric.window:
+            problems.append(f"{path}.step: has to be longer than nothing, and no longer than 'window'")
+        elif metric.window and metric.window / metric.step > MOST_STEPS:
+            problems.append(f"{path}.step: a window has at most {MOST_STEPS:,} of them")
+    return problems
+
+
+def _limits_checks(metric: Metric) -> list[str]:
+    problems: list[str] = []
+    degraded, critical = metric.degraded, metric.critical
+    if degraded is None and critical is None:
+        problems.append("critical: set 'critical' or 'degraded' to a value; else the metric decides nothing")
+    if metric.category != "performance" and degraded is not None:
+        problems.append(f"degraded: {metric.category} has no degrees: it fires from 'critical' on, or it doesn't")
+    for name in ("degraded", "critical", "at_least"):
+        value = getattr(metric, name)
+        if value is not None and not math.isfinite(value):
+            problems.append(f"{name}: a number is expected")
+        elif value is not None and metric.times_before and name != "at_least":
+            if metric.side == "above" and value <= 1:
+                problems.append(f"{name}: more than 1 is expected: so many times the value before the deploy")
+            if metric.side == "below" and not 0 < value < 1:
+                problems.append(f"{name}: between 0 and 1 is expected: that part of the value before the deploy")
+    if degraded is not None and critical is not None:
+        is_out_of_order = critical < degraded if metric.side == "above" else critical > degraded
+        if is_out_of_order:
+            problems.append(f"critical: {critical:g} is reached before 'degraded' at {degraded:g}")
+    if metric.at_least is not None and not (metric.times_before and metric.side == "above"):
+        problems.append("at_least: goes with 'times_before' and the side \"above\" alone")
     return problems
 
 

@@ -6,8 +6,9 @@ from enum import StrEnum
 import msgspec
 
 from rollbackd.core.events import Category, Severity
-from rollbackd.core.evidence import ProbeState, Signal
+from rollbackd.core.evidence import Level, ProbeState, Signal
 from rollbackd.core.facts import Application, Bug, Data, Errors, Facts, Migration, Performance, Watch
+from rollbackd.core.readings import MetricEvidence
 
 # A migration that began and of whose end nobody spoke for so long is no longer waited for.
 LONGEST_MIGRATION_S = 86_400.0
@@ -31,6 +32,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     `names_firing_elsewhere` are signals that fire for services where nothing was deployed.
     `taken_by_migration` are the rows and values that the migration takes away when it is run again on the backup from before
     it, by table; None while nobody knows.
+    `investigated_until` is the deadline of the investigation that is open; with `slow_becomes_critical` what is still
+    degraded then is taken for critical.
     """
 
     started_at: datetime
@@ -49,6 +52,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     probes: dict[str, ProbeState] = {}
     probes_failing_before: frozenset[str] = frozenset()
     taken_by_migration: dict[str, int] | None = None
+    metrics: tuple[MetricEvidence, ...] = ()
+    investigated_until: datetime | None = None
+    slow_becomes_critical: bool = False
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,20 +70,15 @@ def assess(evidence: Evidence, now: datetime) -> Assessment:
     attributed, set_aside = _attribute(evidence, now)
     migration, migration_reason = _migration(evidence)
     application, application_reason, probes_set_aside = _application(evidence, migration, now)
-    errors = [s for s in attributed if s.category in (Category.ERRORS, Category.AVAILABILITY)]
-    errors = [s for s in errors if s.severity is not Severity.INFO]
-    slow = [s for s in attributed if s.category is Category.PERFORMANCE and s.severity is not Severity.INFO]
+    errors, errors_reason = _errors(attributed, evidence.metrics)
+    performance, performance_reason = _performance(attributed, evidence, now)
     bugs = [s for s in attributed if s.category is Category.BUG]
     losses = [s for s in attributed if s.category is Category.DATA_LOSS]
-    performance = Performance.NORMAL
-    if slow:
-        is_critical = any(s.severity is Severity.CRITICAL for s in slow)
-        performance = Performance.CRITICAL if is_critical else Performance.DEGRADED
     data, data_reason = _data(losses, evidence.taken_by_migration)
     watch, watch_reason = _watch(evidence, now)
     facts = Facts(
         migration=migration,
-        errors=Errors.FIRING if errors else Errors.NONE,
+        errors=errors,
         performance=performance,
         bug=Bug.REPORTED if bugs else Bug.NONE,
         data=data,
@@ -86,14 +87,15 @@ def assess(evidence: Evidence, now: datetime) -> Assessment:
     )
     reasons = {
         "migration": migration_reason,
-        "errors": _named(errors, "no error signal began after the deploy"),
-        "performance": _named(slow, "no performance signal began after the deploy"),
+        "errors": errors_reason,
+        "performance": performance_reason,
         "bug": _named(bugs, "nobody reported a bug in the migration"),
         "data": data_reason,
         "application": application_reason,
         "watch": watch_reason,
     }
-    return Assessment(facts=facts, reasons=reasons, set_aside=tuple(set_aside + probes_set_aside))
+    set_aside += probes_set_aside + _metrics_set_aside(evidence.metrics)
+    return Assessment(facts=facts, reasons=reasons, set_aside=tuple(set_aside))
 
 
 def _attribute(evidence: Evidence, now: datetime) -> tuple[list[Signal], list[str]]:
@@ -112,6 +114,57 @@ def _attribute(evidence: Evidence, now: datetime) -> tuple[list[Signal], list[st
         else:
             attributed.append(signal)
     return attributed, set_aside
+
+
+def _errors(signals: list[Signal], metrics: tuple[MetricEvidence, ...]) -> tuple[Errors, str]:
+    """Errors and unavailability: alerts, and metrics that are past their limit."""
+    of = (Category.ERRORS, Category.AVAILABILITY)
+    alerts = [s for s in signals if s.category in of and s.severity is not Severity.INFO]
+    bad, untold = _metrics_of(metrics, of)
+    if alerts or bad:
+        return Errors.FIRING, _said(alerts, bad)
+    if untold:
+        return Errors.UNKNOWN, f"can't tell: {_texts(untold)}"
+    return Errors.NONE, "no error signal began after the deploy"
+
+
+def _performance(signals: list[Signal], evidence: Evidence, now: datetime) -> tuple[Performance, str]:
+    """The worst of alerts and metrics. What stays degraded through its investigation is critical where the policy says so."""
+    alerts = [s for s in signals if s.category is Category.PERFORMANCE and s.severity is not Severity.INFO]
+    bad, untold = _metrics_of(evidence.metrics, (Category.PERFORMANCE,))
+    if alerts or bad:
+        said = _said(alerts, bad)
+        if any(s.severity is Severity.CRITICAL for s in alerts) or any(
+            m.counts_as() is Level.CRITICAL for m in bad
+        ):
+            return Performance.CRITICAL, said
+        deadline = evidence.investigated_until
+        if evidence.slow_becomes_critical and deadline is not None and now >= deadline:
+            return (
+                Performance.CRITICAL,
+                f"{said}; still so when its investigation ended at {deadline:%H:%M:%S} UTC, which the policy takes for critical",
+            )
+        return Performance.DEGRADED, said
+    if untold:
+        return Performance.UNKNOWN, f"can't tell: {_texts(untold)}"
+    return Performance.NORMAL, "no performance signal began after the deploy"
+
+
+def _metrics_of(
+    metrics: tuple[MetricEvidence, ...], of: tuple[Category, ...]
+) -> tuple[list[MetricEvidence], list[MetricEvidence]]:
+    """Those of these categories that speak against the deploy, and those that can't tell."""
+    ours = [m for m in metrics if m.category in of]
+    bad = [m for m in ours if m.counts_as() in (Level.DEGRADED, Level.CRITICAL)]
+    return bad, [m for m in ours if m.cannot_tell]
+
+
+def _metrics_set_aside(metrics: tuple[MetricEvidence, ...]) -> list[str]:
+    return [
+        f"metric {m.name}: was {m.before} before the deploy already"
+        for m in metrics
+        if not m.cannot_tell and m.counts_as() is None
+    ]
 
 
 def _migration(evidence: Evidence) -> tuple[Migration, str]:
@@ -225,6 +278,8 @@ def _watch(evidence: Evidence, now: datetime) -> tuple[Watch, str]:
     ends = counted_from + timedelta(seconds=evidence.bake_time_s)
     if now < ends:
         return Watch.BAKING, f"in its bake time until {ends:%H:%M:%S} UTC"
+    if evidence.investigated_until is not None and now < evidence.investigated_until:
+        return Watch.BAKING, f"under investigation until {evidence.investigated_until:%H:%M:%S} UTC"
     return Watch.OVER, f"the bake time ended at {ends:%H:%M:%S} UTC"
 
 
@@ -234,6 +289,15 @@ def _named(signals: list[Signal], otherwise: str) -> str:
     return "; ".join(
         f"{s.name} ({s.severity}) from {s.source}, since {s.started_at:%H:%M:%S} UTC" for s in signals
     )
+
+
+def _said(signals: list[Signal], metrics: list[MetricEvidence]) -> str:
+    alerts = [_named(signals, "")] if signals else []
+    return "; ".join([*alerts, *([_texts(metrics)] if metrics else [])])
+
+
+def _texts(metrics: list[MetricEvidence]) -> str:
+    return "; ".join(m.text() for m in metrics)
 
 
 def heads_text(heads: tuple[str, ...] | list[str]) -> str:

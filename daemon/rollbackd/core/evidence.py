@@ -36,15 +36,55 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
         return self.resolved_at is None or self.resolved_at > now
 
 
-class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One reading of one probe; `healthy` is None unless the quality is ok."""
+class Source(StrEnum):
+    """Where a measurement comes from."""
 
-    probe: str
+    PROBE = "probe"
+    PROMETHEUS = "prometheus"
+
+
+class Level(StrEnum):
+    """How a metric's value stands to its limits."""
+
+    NORMAL = "normal"
+    DEGRADED = "degraded"
+    CRITICAL = "critical"
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """A value from which on a metric is at `level`: above `value`, or below it where `is_below`."""
+
+    level: Level
+    value: float
+    is_below: bool = False
+
+    def is_passed(self, value: float) -> bool:
+        """Whether a value is beyond it."""
+        return value < self.value if self.is_below else value > self.value
+
+    def text(self) -> str:
+        """As `critical above 2`."""
+        return f"{self.level} {'below' if self.is_below else 'above'} {self.value:.6g}"
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One reading of one probe or metric. `healthy` (a probe's) and `level` (a metric's) are None unless the quality is ok.
+
+    A metric's has the query as it was asked, and the limits that its value was compared with; `before` is the value before
+    the deploy, where limits are multiples of it.
+    """
+
+    name: str
     at: datetime
     quality: Quality
+    source: Source = Source.PROBE
     healthy: bool | None = None
+    level: Level | None = None
     value: float | None = None
     detail: str = ""
+    query: str = ""
+    limits: tuple[Limit, ...] = ()
+    before: float | None = None
 
 
 class ProbeState(StrEnum):
