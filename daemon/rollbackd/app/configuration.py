@@ -399,8 +399,8 @@ def _limits_checks(metric: Metric) -> list[str]:
         is_out_of_order = critical < degraded if metric.side == "above" else critical > degraded
         if is_out_of_order:
             problems.append(f"critical: {critical:g} is reached before 'degraded' at {degraded:g}")
-    if metric.at_least is not None and not (metric.times_before and metric.side == "above"):
-        problems.append("at_least: goes with 'times_before' and the side \"above\" alone")
+    if metric.at_least is not None and metric.side == "below":
+        problems.append('at_least: goes with the side "above" alone')
     return problems
 
 

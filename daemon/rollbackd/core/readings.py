@@ -82,23 +82,28 @@ def reduce_values(values: Sequence[float], how: Reduction) -> float | None:
             return numbers[-1]
 
 
-def limits_of(values: Mapping[Level, float], *, is_below: bool) -> tuple[Limit, ...]:
-    """Limits as they are configured."""
-    return tuple(Limit(level=level, value=value, is_below=is_below) for level, value in values.items())
-
-
-def times_before(
-    limits: Iterable[Limit], before: float, at_least: float | None
+def limits_of(
+    values: Mapping[Level, float], *, is_below: bool, at_least: float | None, before: float | None
 ) -> tuple[Limit, ...] | None:
-    """Limits that are multiples of the value before the deploy, as plain ones; None where that is no measure.
+    """The limits that a value is compared with: as configured, or with `before` so many times that value.
 
-    Three times nothing is nothing, so that a value of 0 before is a measure only together with `at_least`.
+    Returns:
+        The limits, or None where the value before the deploy is no measure: three times nothing is nothing, so that 0 is one
+        only together with `at_least`, which no limit (above which it is bad) goes below.
     """
-    if before < 0 or (before == 0 and at_least is None):
+    if before is not None and (before < 0 or (before == 0 and at_least is None)):
         return None
+    times = 1.0 if before is None else before
     return tuple(
-        msgspec.structs.replace(limit, value=max(limit.value * before, at_least or 0.0)) for limit in limits
+        Limit(
+            level=level, value=value * times if is_below else _at_least(value * times, at_least), is_below=is_below
+        )
+        for level, value in values.items()
     )
+
+
+def _at_least(value: float, least: float | None) -> float:
+    return value if least is None else max(value, least)
 
 
 def level_of(value: float, limits: Iterable[Limit]) -> Level:
