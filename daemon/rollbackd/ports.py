@@ -8,8 +8,9 @@ import msgspec
 
 from rollbackd.core.archives import ArchiveEntry, ArchiveItem
 from rollbackd.core.checks import Finding
-from rollbackd.core.evidence import Measurement, Signal
+from rollbackd.core.evidence import Measurement, Quality, Signal
 from rollbackd.core.gates import Pause
+from rollbackd.core.investigation import Activity, Investigation, Point
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.records import (
     Approval,
@@ -34,7 +35,7 @@ from rollbackd.core.risks import Risks
 from rollbackd.core.run import Passage, RunState
 from rollbackd.core.schema import Schema, TableName
 from rollbackd.core.verification import Verified
-from rollbackd.settings import Probe
+from rollbackd.settings import Metric, Probe
 
 
 class Clock(Protocol):
@@ -96,6 +97,10 @@ class Store(Protocol):
         *,
         since: datetime | None = None,
     ) -> list[StoredDecision]: ...
+
+    async def save_investigation(self, investigation: Investigation) -> None: ...
+    async def investigation(self, decision_id: str) -> Investigation | None: ...
+    async def investigations(self, deployment: str) -> list[Investigation]: ...
 
     async def add_run(self, run: Run) -> None:
         """Record a new run; raises RefusedError when its database has an unfinished one."""
@@ -207,6 +212,9 @@ class DatabaseReader(Protocol):
 
     async def sessions(self, application: str, before: datetime) -> tuple[str, ...]:
         """Clients other than rollbackd that were connected before then and still are, in words."""
+
+    async def activity(self) -> Activity:
+        """Slow statements, waiting locks and long transactions, their literals left out; what can't be seen is named."""
 
     async def own_checks(self) -> tuple[Finding, ...]: ...
     async def rights(self) -> tuple[Finding, ...]: ...
@@ -416,6 +424,31 @@ class Prober(Protocol):
     """Takes one reading of one probe. Never raises: an error is a reading of quality error."""
 
     async def measure(self, probe: Probe, at: datetime) -> Measurement: ...
+
+
+class MetricReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One number as of one moment; `value` is None where there is none."""
+
+    quality: Quality
+    value: float | None = None
+    detail: str = ""
+
+
+class MetricReader(Protocol):
+    """Asks the Prometheus of a target's metrics."""
+
+    async def read(self, metric: Metric, query: str, at: datetime) -> MetricReading:
+        """One number as of `at`. Never raises: an error is a reading of quality error."""
+
+    async def series(self, query: str, since: datetime, until: datetime, step_s: float) -> tuple[Point, ...]:
+        """The values of a query at each step.
+
+        Raises:
+            RollbackdError: where it can't be had.
+        """
+
+    async def finding(self, metric: Metric, query: str, at: datetime) -> Finding: ...
+    async def close(self) -> None: ...
 
 
 class Announcer(Protocol):

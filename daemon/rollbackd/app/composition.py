@@ -13,6 +13,7 @@ from rollbackd.adapters.commands import CommandApplication
 from rollbackd.adapters.postgres.archives import PostgresArchives
 from rollbackd.adapters.postgres.reader import PostgresReader
 from rollbackd.adapters.probes import HttpProber
+from rollbackd.adapters.prometheus import PrometheusReader
 from rollbackd.adapters.rehearsal.rehearsals import TargetRehearsals
 from rollbackd.adapters.store.sqlite import SqliteStore
 from rollbackd.adapters.worker.alembic import AlembicWorker
@@ -147,4 +148,5 @@ def _guard(target: Target, store_id: str, clock: SystemClock, prober: HttpProber
         archives=PostgresArchives(target),
         application=CommandApplication(target.deployment),
         prober=prober,
+        metrics=PrometheusReader(target.prometheus) if target.prometheus and target.metrics else None,
     )

@@ -15,11 +15,11 @@ from sqlalchemy.exc import ArgumentError
 from rollbackd.adapters.secrets import read_secret
 from rollbackd.app.decoding import decode_all
 from rollbackd.core.matrix import Matrix, load_matrix
+from rollbackd.core.promql import template_faults
 from rollbackd.errors import ConfigurationError
 from rollbackd.intake.authentication import prepare_secret
 from rollbackd.intake.hooks import Hook, load_hook
 from rollbackd.resources import resource
-from rollbackd.core.promql import template_faults
 from rollbackd.settings import (
     Metric,
     Migrations,
@@ -385,7 +385,9 @@ def _limits_checks(metric: Metric) -> list[str]:
     if degraded is None and critical is None:
         problems.append("critical: set 'critical' or 'degraded' to a value; else the metric decides nothing")
     if metric.category != "performance" and degraded is not None:
-        problems.append(f"degraded: {metric.category} has no degrees: it fires from 'critical' on, or it doesn't")
+        problems.append(
+            f"degraded: {metric.category} has no degrees: it fires from 'critical' on, or it doesn't"
+        )
     for name in ("degraded", "critical", "at_least"):
         value = getattr(metric, name)
         if value is not None and not math.isfinite(value):
@@ -394,7 +396,9 @@ def _limits_checks(metric: Metric) -> list[str]:
             if metric.side == "above" and value <= 1:
                 problems.append(f"{name}: more than 1 is expected: so many times the value before the deploy")
             if metric.side == "below" and not 0 < value < 1:
-                problems.append(f"{name}: between 0 and 1 is expected: that part of the value before the deploy")
+                problems.append(
+                    f"{name}: between 0 and 1 is expected: that part of the value before the deploy"
+                )
     if degraded is not None and critical is not None:
         is_out_of_order = critical < degraded if metric.side == "above" else critical > degraded
         if is_out_of_order:

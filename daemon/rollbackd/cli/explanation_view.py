@@ -13,6 +13,7 @@ from rollbackd.cli.output import GATE_ICONS, columns, is_terminal, put, safe
 from rollbackd.cli.times import ago, seconds_since
 from rollbackd.core.decision import matrix_digest
 from rollbackd.core.gates import GateState
+from rollbackd.core.investigation import Investigation, investigation_lines
 from rollbackd.core.matrix import Matrix
 from rollbackd.core.records import StoredDecision
 from rollbackd.core.what_if import GateWay, gate_way, nearest_turns
@@ -22,7 +23,7 @@ from rollbackd.settings import Target
 # What of the evidence has a line of its own; whatever else there is follows as it is.
 TOLD = {
     "started_at", "succeeded_at", "bake_time_s", "start_grace_s", "deploy", "migration", "heads_before", "heads_now",
-    "heads_expected", "signals", "probes", "probes_failing_before", "names_firing_elsewhere",
+    "heads_expected", "signals", "probes", "probes_failing_before", "names_firing_elsewhere", "metrics",
 }  # fmt: skip
 LONGEST_VALUE = 160
 FACT_COLUMNS = ("fact", "value", "because", "would be")
@@ -30,7 +31,9 @@ NO_TURN = "the same"
 Document = dict[str, Any]
 
 
-def explanation(stored: StoredDecision, matrix: Matrix, target: Target | None) -> Document:
+def explanation(
+    stored: StoredDecision, matrix: Matrix, target: Target | None, investigation: Investigation | None
+) -> Document:
     """Everything that is known of a decision; thresholds and matrix are the configuration's of today."""
     document: Document = msgspec.to_builtins(stored)
     document.pop("inputs_json")
@@ -46,6 +49,7 @@ def explanation(stored: StoredDecision, matrix: Matrix, target: Target | None) -
         "thresholds": _thresholds(target) if target is not None else {},
         "turns": msgspec.to_builtins(nearest_turns(matrix, stored.decision.facts)),
         "gate_way": msgspec.to_builtins(way),
+        "investigation": msgspec.to_builtins(investigation),
     }
 
 
@@ -73,6 +77,13 @@ def show_explanation(out: Console, found: Document, now: datetime) -> None:
     for text in decision["set_aside"]:
         put(out, 2, f"[dim]set aside:[/] {safe(text)}")
     _show_gates(out, found)
+
+
+def show_investigation(out: Console, found: Investigation) -> None:
+    """What was collected for it."""
+    put(out, 0, "[bold]investigation[/]")
+    for line in investigation_lines(found):
+        put(out, 2, safe(line))
 
 
 def _show_facts(out: Console, found: Document) -> None:
@@ -128,6 +139,9 @@ def _evidence(found: Document) -> list[str]:
             )
         failing = ", failed before the deploy too" if name in inputs["probes_failing_before"] else ""
         lines.append(text + failing)
+    for metric in inputs.get("metrics", ()):
+        before = metric["before"].replace("_", " ")
+        lines.append(f"metric {metric['name']}: {metric['state']}, before the deploy {before}; {metric['reading']}")
     for signal in inputs["signals"]:
         since = about(seconds_since(signal["started_at"], at))
         reason = f": {signal['reason']}" if signal["reason"] else ""

@@ -10,7 +10,7 @@ import msgspec
 
 from rollbackd.app.local import reading
 from rollbackd.cli import completing
-from rollbackd.cli.explanation_view import explanation, show_explanation
+from rollbackd.cli.explanation_view import explanation, show_explanation, show_investigation
 from rollbackd.cli.history_view import history_rows, show_history
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.manual import ALL, CONFIGURATION, TERMINAL, Manual
@@ -170,17 +170,21 @@ async def explain(config: Path, id_: str, as_json: bool) -> None:
         run = await store.run(id_)
         if stored is None and run is not None and run.decision:
             stored = await store.decision(run.decision)
+        investigation = await store.investigation(stored.id) if stored is not None else None
     if stored is None:
         raise NotFoundError(
             f"{id_} was asked for by {run.requested_by}: {run.reason}"
             if run
             else f"there is no decision or run {id_}"
         )
-    found = explanation(stored, configuration.matrix, configuration.settings.target(stored.target))
+    target = configuration.settings.target(stored.target)
+    found = explanation(stored, configuration.matrix, target, investigation)
     if as_json:
         show_json(found)
         return
     show_explanation(console(), found, utc_now())
+    if investigation is not None:
+        show_investigation(console(), investigation)
 
 
 @click.command(

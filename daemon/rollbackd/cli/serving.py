@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from rollbackd.app.clock import SystemClock
 from rollbackd.app.configuration import load_configuration, load_parts_of
 from rollbackd.app.daemon import serve as run_daemon
 from rollbackd.app.local import ROLES, drop_token, guarding, make_token, reading, reload_daemon
@@ -104,7 +105,7 @@ async def check_config(config: Path, offline: bool, as_json: bool) -> int:
     found = {}
     async with guarding(configuration) as guarded:
         for name, one in guarded.items():
-            found[name] = await check_readiness(one)
+            found[name] = await check_readiness(one, SystemClock().now())
     failed = any(f.outcome == "failed" for findings in found.values() for f in findings)
     if as_json:
         show_json(

@@ -46,7 +46,7 @@ def template_faults(template: str) -> list[str]:
         if around is None:
             faults.append(f'{found[0]} must stand in quotes, as the value of a label: service="$service"')
         elif template[around[0]] == "`":
-            faults.append(f'{found[0]} stands in backquotes, where nothing can be escaped: take " or \'')
+            faults.append(f"{found[0]} stands in backquotes, where nothing can be escaped: take \" or '")
     return faults
 
 

@@ -96,7 +96,9 @@ def limits_of(
     times = 1.0 if before is None else before
     return tuple(
         Limit(
-            level=level, value=value * times if is_below else _at_least(value * times, at_least), is_below=is_below
+            level=level,
+            value=value * times if is_below else _at_least(value * times, at_least),
+            is_below=is_below,
         )
         for level, value in values.items()
     )

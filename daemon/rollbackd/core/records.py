@@ -71,12 +71,21 @@ class DocumentedHeads(msgspec.Struct, frozen=True, kw_only=True):
     taken_at: datetime
 
 
+class Investigating(msgspec.Struct, frozen=True, kw_only=True):
+    """That a deployment is investigated because it became slow: by which decision, since when, and until when."""
+
+    decision: str
+    since: datetime
+    until: datetime
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One deploy of a release to one target, watched from its start to the end of its bake time.
 
     `image` is the digest of the release's image where the CD system named it (label `image`); `price` is the last known
     price of going back. `committed_at` is when its oldest change was committed, as far as the CD system says; `failing_since`
-    is since when the matrix has found something wrong with it.
+    is since when the matrix has found something wrong with it; `investigating` is there from when it became slow until it no
+    longer is, or the deployment ended.
     """
 
     id: str
@@ -102,6 +111,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     price: Price | None = None
     committed_at: datetime | None = None
     failing_since: datetime | None = None
+    investigating: Investigating | None = None
 
 
 class StoredDecision(msgspec.Struct, frozen=True, kw_only=True):

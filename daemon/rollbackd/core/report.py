@@ -5,6 +5,13 @@ from datetime import datetime
 import msgspec
 
 from rollbackd.core.checks import Finding
+from rollbackd.core.investigation import (
+    Investigation,
+    series_text,
+    statement_text,
+    transaction_text,
+    waiting_text,
+)
 from rollbackd.core.records import TableCount
 from rollbackd.core.timeline import Timeline
 from rollbackd.core.wording import moment, size
@@ -83,7 +90,7 @@ class NextStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a report says. Times are UTC."""
+    """Everything a report says. Times are UTC. `investigations` are the deployment's, the oldest first."""
 
     run: str
     target: str
@@ -119,6 +126,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     decision: dict[str, str]
     next_steps: tuple[NextStep, ...]
     timeline: Timeline = Timeline()
+    investigations: tuple[Investigation, ...] = ()
 
 
 _HOLD_WORDS = {
@@ -156,6 +164,8 @@ def to_markdown(report: Report) -> str:
     if report.statement:
         lines += [f"> {_inline(report.statement)}", ""]
     lines += _facts(report)
+    for investigation in report.investigations[-1:]:
+        lines += _investigation(investigation)
     lines += _state_before(report)
     lines += _rehearsal(report)
     lines += _steps(report)
@@ -199,6 +209,29 @@ def _facts(report: Report) -> list[str]:
         ]
         lines.append("")
     return lines
+
+
+def _investigation(found: Investigation) -> list[str]:
+    """The newest picture of what was slow; all of them are in the JSON."""
+    change, activity = found.change, found.activity
+    lines = [
+        "## Investigation",
+        "",
+        f"Collected {_time(found.at)} for {_code(found.decision)}; ┃ is the start of the deploy, {found.deployed_at:%H:%M:%S}.",
+        "",
+    ]
+    if found.series:
+        lines += [*_fenced("\n".join(series_text(s, found.deployed_at) for s in found.series)), ""]
+    lines.append(f"- Revisions put on: {_inline(', '.join(change.revisions) or 'none')}")
+    if change.tables():
+        lines.append(f"- Tables that the migration touched: {_inline(', '.join(change.tables()))}")
+    lines += [f"- Waits for a lock: {_inline(waiting_text(session))}" for session in activity.waiting]
+    lines += [f"- Long transaction: {_inline(transaction_text(one))}" for one in activity.transactions]
+    lines += [f"- Not seen: {_inline(text)}" for text in (*activity.missing, *change.missing)]
+    if activity.statements:
+        texts = "\n".join(statement_text(statement) for statement in activity.statements)
+        lines += ["", f"Slowest statements, by {_code(activity.source)}:", "", *_fenced(texts)]
+    return [*lines, ""]
 
 
 def _unapproved(report: Report) -> str:

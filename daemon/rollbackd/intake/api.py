@@ -146,6 +146,7 @@ class Api:
         return [
             web.get(f"{v1}/targets", self._guard(Role.READ, self.targets)),
             web.get(f"{v1}/deployments", self._guard(Role.READ, self.deployments)),
+            web.get(f"{v1}/deployments/{{id}}", self._guard(Role.READ, self.deployment)),
             web.get(f"{v1}/decisions", self._guard(Role.READ, self.decisions)),
             web.get(f"{v1}/deliveries", self._guard(Role.READ, self.deliveries)),
             web.get(f"{v1}/runs", self._guard(Role.READ, self.runs)),
@@ -199,6 +200,20 @@ class Api:
         """The newest deployments."""
         found = await self._store.deployments(request.query.get("target"), _limit(request))
         return [describe_deployment(deployment) for deployment in found]
+
+    async def deployment(self, request: web.Request, caller: Caller) -> Any:
+        """One deployment with its newest readings, its decisions, and what was investigated."""
+        deployment_id = request.match_info["id"]
+        found = await self._store.deployment(deployment_id)
+        if found is None:
+            raise NotFoundError(f"there is no deployment {deployment_id}")
+        decisions = await self._store.decisions(None, MOST_LISTED, deployment_id)
+        return {
+            **describe_deployment(found),
+            "measurements": msgspec.to_builtins(await self._store.measurements(deployment_id, MOST_LISTED)),
+            "decisions": [describe_decision(decision) for decision in decisions],
+            "investigations": msgspec.to_builtins(await self._store.investigations(deployment_id)),
+        }
 
     async def decisions(self, request: web.Request, caller: Caller) -> Any:
         """The newest decisions, with facts, reasons, gates and outcome."""

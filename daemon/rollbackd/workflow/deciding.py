@@ -1,18 +1,18 @@
 """From evidence to what is done about it: assess, match the matrix, wait until it is ripe, plan, ask the gates, run."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from rollbackd.core.assess import Evidence, assess, heads_text
 from rollbackd.core.decision import Decision, decide, is_ripe
-from rollbackd.core.facts import Watch
+from rollbackd.core.facts import Performance, Watch
 from rollbackd.core.gates import Gate, GateFinding, GateState, verdict
 from rollbackd.core.matrix import DOWNGRADING, Action, Matrix, Row
 from rollbackd.core.planning.laying_out import with_recovery
 from rollbackd.core.planning.plan import Plan, WayBack
-from rollbackd.core.records import Deployment, Run, StoredDecision
+from rollbackd.core.records import Deployment, Investigating, Run, StoredDecision
 from rollbackd.core.run import FINISHED, UNFINISHED, RunState
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import Announcer, Clock, Store
@@ -21,12 +21,14 @@ from rollbackd.workflow.deployments import Deployments
 from rollbackd.workflow.documenting import document_state
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.investigating import Investigations
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.recovering import recovery_of
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, OURSELVES, Runs
 
 KEPT = "kept"
 ROLLED_BACK = "rolled_back"
+SLOW = (Performance.DEGRADED, Performance.CRITICAL)
 ENDED_BY_RUN = {
     RunState.SUCCEEDED: ROLLED_BACK,
     RunState.FAILED: "rollback_failed",
@@ -61,7 +63,12 @@ class Deciding:
         self._happenings = happenings
         self._matching: dict[str, tuple[str, datetime]] = {}
         self._said: dict[str, tuple[bytes, StoredDecision]] = {}
+        self._investigations = Investigations(store, clock, guarded, planners, happenings)
         self.deployments = Deployments(store)
+
+    async def stop(self) -> None:
+        """End what is being collected."""
+        await self._investigations.stop()
 
     async def consider(self, deployment: Deployment, evidence: Evidence) -> bool:
         """Decide on this evidence; True when the deployment is no longer to be watched."""
@@ -72,6 +79,8 @@ class Deciding:
         decision, row = decide(self.matrix, assessment)
         since = self._since(deployment, row, now)
         await self._note_failing(deployment, row, now)
+        if deployment.investigating is not None and assessment.facts.performance is Performance.NORMAL:
+            await self._clear(deployment, deployment.investigating, now)
         is_over = assessment.facts.watch is Watch.OVER
         if row.action is Action.KEEP and not is_over:
             return False
@@ -85,7 +94,11 @@ class Deciding:
                 await self._end(deployment, str(Action.INVESTIGATE))
                 return True
             return False
-        await self._say(deployment, evidence, decision, "recorded")
+        stored = await self._say(deployment, evidence, decision, _recorded(deployment, decision, now))
+        if _is_investigated(decision) and deployment.investigating is None:
+            # Watched until its deadline from now on, even if the bake time is over.
+            await self._open_investigation(deployment, stored)
+            return False
         if is_over:
             await self._end(deployment, KEPT if row.action is Action.KEEP else str(row.action))
         return is_over
@@ -208,6 +221,8 @@ class Deciding:
             return said[1]
         await self._store.save_decision(stored)
         self._said[deployment.id] = (signature, stored)
+        if decision.facts.performance in SLOW or _asks_a_person(decision):
+            self._investigations.begin(deployment, stored)
         guarded = self._guarded[deployment.target]
         self._happenings.tell(
             "decision_made",
@@ -230,11 +245,34 @@ class Deciding:
                 "next_steps": list(decision.next_steps),
             }
             await self._announcer.announce("decision_made", fields)
-        if decision.action is Action.INVESTIGATE and not decision.hold:
+        if _asks_a_person(decision):
             await self._runs.incident_for(
                 guarded, deployment.incident, f"{decision.row}: {decision.why}", OURSELVES
             )
         return stored
+
+    async def _open_investigation(self, deployment: Deployment, stored: StoredDecision) -> None:
+        """It became slow: from now on there is a deadline."""
+        policy = self._guarded[deployment.target].settings.policy
+        opened = Investigating(
+            decision=stored.id, since=stored.at, until=stored.at + timedelta(seconds=policy.investigate_for)
+        )
+        await self.deployments.change(
+            deployment.id, lambda d: msgspec.structs.replace(d, investigating=opened)
+        )
+
+    async def _clear(self, deployment: Deployment, investigating: Investigating, now: datetime) -> None:
+        """It is no longer slow. Should it become so again, that is news."""
+        await self.deployments.change(deployment.id, lambda d: msgspec.structs.replace(d, investigating=None))
+        self._said.pop(deployment.id, None)
+        fields: dict[str, object] = {
+            "decision": investigating.decision,
+            "deployment": deployment.id,
+            "target": deployment.target,
+            "seconds": (now - investigating.since).total_seconds(),
+        }
+        self._happenings.tell("investigation_cleared", **fields)
+        await self._announcer.announce("investigation_cleared", fields)
 
     async def _has_run(self, deployment: Deployment) -> bool:
         return await self._newest_run(deployment) is not None
@@ -273,7 +311,11 @@ class Deciding:
         now = self._clock.now()
         await self.deployments.change(
             deployment.id,
-            lambda d: msgspec.structs.replace(d, ended_at=now, outcome=outcome) if d.ended_at is None else d,
+            lambda d: (
+                msgspec.structs.replace(d, ended_at=now, outcome=outcome, investigating=None)
+                if d.ended_at is None
+                else d
+            ),
         )
         guarded = self._guarded[deployment.target]
         self._happenings.tell(
@@ -303,3 +345,20 @@ def _restore_s(deployment: Deployment, ended_at: datetime, asked_at: datetime | 
     """Seconds from the failure, as far as it was seen, or else from when the rollback was asked for."""
     since = deployment.failing_since or asked_at
     return max((ended_at - since).total_seconds(), 0.0) if since is not None else None
+
+
+def _asks_a_person(decision: Decision) -> bool:
+    return decision.action is Action.INVESTIGATE and not decision.hold
+
+
+def _is_investigated(decision: Decision) -> bool:
+    """Whether it has a deadline: what is slow may pass or become worse, other things wait for a person however long."""
+    return _asks_a_person(decision) and decision.facts.performance in SLOW
+
+
+def _recorded(deployment: Deployment, decision: Decision, now: datetime) -> str:
+    """What came of a decision that nothing is done about. What is still slow at the end of its investigation asks a person."""
+    investigating = deployment.investigating
+    if not _is_investigated(decision) or investigating is None or now < investigating.until:
+        return "recorded"
+    return f"escalated: still so when its investigation ended at {investigating.until:%H:%M:%S} UTC; a person has to decide"

@@ -10,6 +10,7 @@ from rollbackd.ports import (
     Archives,
     Backups,
     DatabaseReader,
+    MetricReader,
     MigrationWorker,
     Prober,
     Rehearsals,
@@ -21,7 +22,9 @@ LOOK_S = 120.0
 
 @dataclass(frozen=True)
 class Guarded:
-    """One target under guard. `database_key` is the same for all targets on one database."""
+    """One target under guard. `database_key` is the same for all targets on one database; without a Prometheus there is
+    nobody to ask about `metrics`.
+    """
 
     settings: Target
     database_key: str
@@ -32,6 +35,7 @@ class Guarded:
     archives: Archives
     application: Application
     prober: Prober
+    metrics: MetricReader | None = None
 
     @property
     def name(self) -> str:
@@ -43,6 +47,8 @@ class Guarded:
         await self.worker.close()
         await self.rehearsals.close()
         await self.database.close()
+        if self.metrics is not None:
+            await self.metrics.close()
 
     def plan_times(self) -> PlanTimes:
         """The bounds that this target's configuration gives a plan."""

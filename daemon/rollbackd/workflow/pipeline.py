@@ -107,6 +107,7 @@ class Pipeline:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._deciding.stop()
 
     async def prepared(self, deployment_id: str) -> None:
         """Wait until the state before this deployment is documented and its scripts are kept."""
@@ -261,7 +262,12 @@ class Pipeline:
                 ended_at = self._clock.now()
                 await self._deciding.deployments.change(
                     older.id,
-                    lambda known: msgspec.structs.replace(known, ended_at=ended_at, outcome="superseded"),  # noqa: B023 - called at once
+                    lambda known: msgspec.structs.replace(
+                        known,
+                        ended_at=ended_at,  # noqa: B023 - called at once
+                        outcome="superseded",
+                        investigating=None,
+                    ),
                 )
                 self._deciding.forget(older.id)
                 self._happenings.tell(

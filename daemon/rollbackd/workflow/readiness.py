@@ -1,12 +1,16 @@
-"""Whether a target is ready: what check-config says of its database, roles, interpreter, tools and commands."""
+"""Whether a target is ready: what check-config says of its database, roles, interpreter, tools, commands and metrics."""
+
+import asyncio
+from datetime import datetime
 
 from rollbackd.core.assess import heads_text
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.errors import RollbackdError
 from rollbackd.workflow.guarded import Guarded
+from rollbackd.workflow.measuring import query_of
 
 
-async def check_readiness(guarded: Guarded) -> tuple[Finding, ...]:
+async def check_readiness(guarded: Guarded, now: datetime) -> tuple[Finding, ...]:
     """Everything that a run would need of this target, checked now; nothing is changed."""
     findings: list[Finding] = []
     try:
@@ -19,7 +23,17 @@ async def check_readiness(guarded: Guarded) -> tuple[Finding, ...]:
     findings += await _check_worker(guarded)
     findings += await guarded.backups.readiness() if guarded.settings.backs_up else ()
     findings += await guarded.application.readiness()
+    findings += await _check_metrics(guarded, now)
     return tuple(findings)
+
+
+async def _check_metrics(guarded: Guarded, now: datetime) -> list[Finding]:
+    """Each metric's query, asked as of now; no deployment is known, so that its versions are empty."""
+    reader, target = guarded.metrics, guarded.settings
+    if reader is None:
+        return []
+    asked = (reader.finding(metric, query_of(metric, target, None), now) for metric in target.metrics)
+    return list(await asyncio.gather(*asked))
 
 
 async def _check_worker(guarded: Guarded) -> list[Finding]:

@@ -142,6 +142,7 @@ class Reporting:
             decision=_decision(decision),
             next_steps=_next_steps(run, decision, _done_kinds(run, journal)),
             timeline=timeline,
+            investigations=tuple(await self._store.investigations(run.deployment)) if run.deployment else (),
         )
 
     async def page(self, run_id: str) -> str:

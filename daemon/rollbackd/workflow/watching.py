@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -12,24 +10,22 @@ import structlog
 
 from rollbackd.core.assess import Evidence
 from rollbackd.core.events import Category
-from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, Signal, judge_probe
+from rollbackd.core.evidence import Signal
 from rollbackd.core.price import price_of
 from rollbackd.core.records import Deployment, StateDocument
 from rollbackd.core.schema import SchemaDifference, compare_schemas
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import Clock
-from rollbackd.settings import Probe
 from rollbackd.workflow.deployments import Deployments
 from rollbackd.workflow.documenting import document_state, schema_difference
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.measuring import Measuring
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.recovering import taken_by_migration
 from rollbackd.workflow.targets import Targets
 
 LOOK_EVERY_S = 1.0
-STALE_INTERVALS = 4
-MEASUREMENTS_LOOKED_AT = 500
 DEPLOYMENTS_LOOKED_AT = 20
 PRICE_EVERY_S = 30.0
 T = TypeVar("T")
@@ -61,9 +57,9 @@ class Watch:
         self._happenings = happenings
         self._decide = decide
         self._nudged = asyncio.Event()
-        self._readings: defaultdict[str, list[Measurement]] = defaultdict(list)
-        self._due: dict[str, float] = {}
-        self._failing_before: frozenset[str] | None = None
+        self._measuring = Measuring(
+            deployment_id, targets[target], self._store, clock, happenings, on_reading=self._nudged.set
+        )
         self._planned_for: tuple[str, ...] | None = None
         self._price_due = 0.0
         self._readying: asyncio.Task[None] | None = None
@@ -100,6 +96,7 @@ class Watch:
                 task.cancel()
             if begun:
                 await asyncio.wait(begun)
+            await self._measuring.stop()
 
     async def _run(self) -> None:
         while not self.prepared.is_set():
@@ -135,7 +132,7 @@ class Watch:
 
     async def _prepare(self) -> None:
         """Document the state, keep the scripts, have a worker ready: the way back before it is needed."""
-        await self._restore_readings()
+        await self._measuring.restore()
         deployment = await self._deployment()
         if deployment.heads_before is None:
             try:
@@ -191,16 +188,10 @@ class Watch:
             return
         await self._deployments.change(self._id, lambda d: msgspec.structs.replace(d, scripts_sha256=digest))
 
-    async def _restore_readings(self) -> None:
-        known = await self._store.measurements(self._id, MEASUREMENTS_LOOKED_AT)
-        self._readings.clear()
-        for measurement in known:
-            self._readings[measurement.probe].append(measurement)
-
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def _look(self) -> bool:
-        await self._measure()
+        await self._measuring.measure(await self._deployment())
         deployment = await self._deployment()
         if deployment.ended_at is not None:
             return True
@@ -212,26 +203,6 @@ class Watch:
         evidence = await self._gather(deployment)
         self._keep_way_back_ready(deployment, evidence)
         return await self._decide(deployment, evidence)
-
-    async def _measure(self) -> None:
-        now = self._clock.now()
-        due = [p for p in self._guarded.settings.probes if self._due.get(p.name, 0.0) <= now.timestamp()]
-        if not due:
-            return
-        readings = await asyncio.gather(*(self._guarded.prober.measure(probe, now) for probe in due))
-        for probe, reading in zip(due, readings, strict=True):
-            self._due[probe.name] = now.timestamp() + probe.interval
-            kept = self._readings[probe.name]
-            kept.append(reading)
-            del kept[:-MEASUREMENTS_LOOKED_AT]
-            self._happenings.tell(
-                "measurement_taken",
-                target=self._guarded.name,
-                source="probe",
-                probe=probe.name,
-                quality=str(reading.quality),
-            )
-        await self._store.save_measurements(self._id, list(readings))
 
     async def _gather(self, deployment: Deployment) -> Evidence:
         heads_now: tuple[str, ...] | None
@@ -263,9 +234,12 @@ class Watch:
             schema_changed=await self._schema_changed(deployment, heads_now),
             signals=tuple(signals),
             names_firing_elsewhere=await self._firing_where_nothing_was_deployed(),
-            probes=self._probe_states(deployment),
-            probes_failing_before=self._probes_failing_before(deployment),
+            probes=self._measuring.probe_states(deployment),
+            probes_failing_before=self._measuring.probes_failing_before(deployment),
             taken_by_migration=self._taken_by_migration(deployment, signals, heads_now),
+            metrics=self._measuring.metrics(deployment),
+            investigated_until=deployment.investigating.until if deployment.investigating else None,
+            slow_becomes_critical=settings.policy.after_investigation == "roll_back",
         )
 
     def _taken_by_migration(
@@ -325,31 +299,6 @@ class Watch:
         deployed = {d.service for d in await self._store.watched_deployments()}
         return frozenset(
             name for name, services in elsewhere.items() if any(s not in deployed for s in services)
-        )
-
-    def _probe_states(self, deployment: Deployment) -> dict[str, ProbeState]:
-        """Judged on readings since the new release runs; before that, on all."""
-        since = deployment.succeeded_at or deployment.started_at
-        return {
-            probe.name: judge_probe(
-                _rule(probe), [m for m in self._readings[probe.name] if m.at >= since], self._clock.now()
-            )
-            for probe in self._guarded.settings.probes
-        }
-
-    def _probes_failing_before(self, deployment: Deployment) -> frozenset[str]:
-        """Probes whose very first readings, taken while the old release still ran, were bad throughout."""
-        if deployment.succeeded_at is None:
-            return frozenset()
-        failing = set()
-        for probe in self._guarded.settings.probes:
-            before = [m for m in self._readings[probe.name] if m.at < deployment.succeeded_at]
-            judged_at = before[-1].at if before else self._clock.now()
-            if judge_probe(_rule(probe), before, judged_at) is ProbeState.FAILING:
-                failing.add(probe.name)
-        # A migration that needs a stop makes probes fail as well: only what failed from the first reading on counts.
-        return frozenset(
-            n for n in failing if _failed_from_the_start(self._readings[n], deployment.succeeded_at)
         )
 
     def _keep_way_back_ready(self, deployment: Deployment, evidence: Evidence) -> None:
@@ -420,18 +369,4 @@ class Watch:
         return found
 
     def _wait_s(self) -> float:
-        now = self._clock.now().timestamp()
-        soonest = min(self._due.values(), default=now + LOOK_EVERY_S)
-        return max(0.05, min(LOOK_EVERY_S, soonest - now))
-
-
-def _rule(probe: Probe) -> ProbeRule:
-    stale_after_s = probe.interval * STALE_INTERVALS + probe.timeout
-    return ProbeRule(
-        name=probe.name, failures=probe.failures, successes=probe.successes, stale_after_s=stale_after_s
-    )
-
-
-def _failed_from_the_start(readings: list[Measurement], until: datetime) -> bool:
-    usable = [m for m in readings if m.at < until and m.healthy is not None]
-    return bool(usable) and not any(m.healthy for m in usable)
+        return max(0.05, min(LOOK_EVERY_S, self._measuring.next_in_s()))

@@ -10,12 +10,14 @@ from types import MappingProxyType
 import asyncpg
 import msgspec
 
+from rollbackd.adapters.postgres.activity import read_activity
 from rollbackd.adapters.postgres.catalog import read_schema
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.postgres.risks.measuring import measure_risks
 from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
 from rollbackd.adapters.worker.child.marks import LOCK_KEY, START_IDENTITY
 from rollbackd.core.checks import Finding, Outcome
+from rollbackd.core.investigation import Activity
 from rollbackd.core.records import TableCount
 from rollbackd.core.rehearsal import Rehearsal
 from rollbackd.core.risks import Risks
@@ -105,6 +107,11 @@ class PostgresReader:
                 return False
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, 0.2)
+
+    async def activity(self) -> Activity:
+        """Slow statements, locks that are waited for, long transactions."""
+        async with self._reading() as connection:
+            return await read_activity(connection)
 
     async def findings_before(self) -> tuple[Finding, ...]:
         """What could stand in the way of a downgrade: hidden rows, long transactions, prepared transactions."""

@@ -28,6 +28,7 @@ from rollbackd.adapters.store.writer import OnCommit, Writer
 from rollbackd.core.events import Event
 from rollbackd.core.evidence import Measurement, Signal
 from rollbackd.core.gates import Pause
+from rollbackd.core.investigation import Investigation
 from rollbackd.core.records import (
     Approval,
     BackupRecord,
@@ -369,6 +370,26 @@ class SqliteStore:
         if deployment is not None:
             query = query.where(t.decision.c.deployment == deployment)
         return await self._many(query, StoredDecision)
+
+    async def save_investigation(self, investigation: Investigation) -> None:
+        """Add what was collected for a decision, or replace it."""
+        await self._upsert(
+            t.investigation,
+            decision=investigation.decision,
+            deployment=investigation.deployment,
+            at=investigation.at.timestamp(),
+            body=_encode(investigation),
+        )
+
+    async def investigation(self, decision_id: str) -> Investigation | None:
+        """What was collected for a decision."""
+        query = select(t.investigation.c.body).where(t.investigation.c.decision == decision_id)
+        return await self._one(query, Investigation)
+
+    async def investigations(self, deployment: str) -> list[Investigation]:
+        """Those of a deployment, the oldest first."""
+        query = select(t.investigation.c.body).where(t.investigation.c.deployment == deployment)
+        return await self._many(query.order_by(t.investigation.c.at), Investigation)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 

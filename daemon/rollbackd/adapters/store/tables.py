@@ -118,6 +118,15 @@ decision = Table(
 Index("ix_decision_at", decision.c.at)
 Index("ix_decision_target_at", decision.c.target, decision.c.at)
 
+investigation = Table(
+    "investigation",
+    metadata,
+    Column("decision", String, primary_key=True),
+    Column("deployment", String, nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
 run = Table(
     "run",
     metadata,

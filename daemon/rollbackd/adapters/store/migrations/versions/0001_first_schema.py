@@ -109,6 +109,15 @@ def upgrade() -> None:
         "ix_incident_open", "incident", ["target"], unique=False, sqlite_where=sa.text("closed_at IS NULL")
     )
     op.create_table(
+        "investigation",
+        sa.Column("decision", sa.String(), nullable=False),
+        sa.Column("deployment", sa.String(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("decision", name=op.f("pk_investigation")),
+    )
+    op.create_index(op.f("ix_investigation_deployment"), "investigation", ["deployment"], unique=False)
+    op.create_table(
         "journal",
         sa.Column("seq", sa.Integer(), nullable=False),
         sa.Column("run", sa.String(), nullable=False),
@@ -240,6 +249,8 @@ def downgrade() -> None:
     op.drop_table("log")
     op.drop_index("ix_journal_run", table_name="journal")
     op.drop_table("journal")
+    op.drop_index(op.f("ix_investigation_deployment"), table_name="investigation")
+    op.drop_table("investigation")
     op.drop_index("ix_incident_open", table_name="incident", sqlite_where=sa.text("closed_at IS NULL"))
     op.drop_table("incident")
     op.drop_index("ix_event_waiting", table_name="event", sqlite_where=sa.text("settled_at IS NULL"))
