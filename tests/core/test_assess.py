@@ -328,8 +328,7 @@ def test_only_a_streak_of_usable_readings_settles_a_probe(
 
 def test_a_probe_whose_last_usable_reading_is_old_has_no_data_however_many_errors_came_since() -> None:
     measurements = [Measurement(name="web", at=T0, quality=Quality.OK, healthy=False)] * 3 + [
-        Measurement(name="web", at=T0 + timedelta(seconds=s), quality=Quality.ERROR)
-        for s in range(0, 90, 10)
+        Measurement(name="web", at=T0 + timedelta(seconds=s), quality=Quality.ERROR) for s in range(0, 90, 10)
     ]
     assert judge_probe(RULE, measurements, T0 + timedelta(seconds=90)) is P.NO_DATA
 

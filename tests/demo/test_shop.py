@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from rollbackd.demo.postgres import EmbeddedPostgres
 from rollbackd.demo.shop_layout import BASE_RELEASE, BASE_REVISION, fill, lay_out, release_names
@@ -410,6 +411,28 @@ def test_the_release_with_errors_fails_every_second_listing(shop: InstalledShop)
     assert listed[0]["priority"] == 5
     assert shop.query("SELECT count(*) FROM order_notes") == [(1,)]
     assert shop.request("GET", "/health")[0] == 200
+
+
+def test_the_web_process_shows_how_long_its_requests_took(shop: InstalledShop) -> None:
+    """A Prometheus histogram by route and status; a path that nobody serves doesn't become a label."""
+    migrated = shop.ctl("migrate", "2026.11.3")
+    assert migrated.returncode == 0, migrated.stderr
+    shop.ctl("start", "2026.11.3")
+    statuses = [shop.request("GET", "/orders")[0] for _ in range(4)]
+    assert shop.request("GET", "/nobody/serves/this")[0] == 404
+    status, text = shop.request("GET", "/metrics")
+    assert status == 200
+    (histogram,) = text_string_to_metric_families(str(text))
+    samples = {
+        (s.name.removeprefix("shop_request_duration_seconds_"), s.labels["path"], s.labels["status"], s.labels.get("le")): s
+        for s in histogram.samples
+    }
+    for answered in ("200", "500"):
+        assert samples["count", "/orders", answered, None].value == statuses.count(int(answered)) == 2
+        assert samples["bucket", "/orders", answered, "+Inf"].value == 2
+        assert samples["sum", "/orders", answered, None].value > 0
+    assert samples["count", "none", "404", None].labels["version"] == "2026.11.3"
+    assert not any("nobody" in path for _, path, _, _ in samples)
 
 
 def test_new_code_on_the_old_schema_really_fails(shop: InstalledShop) -> None:

@@ -143,8 +143,10 @@ class Ground:
         self.config = folder / "rollbackd.toml"
         self.daemons: list[subprocess.Popen[bytes]] = []
         self.roles: list[str] = []
-        self._secret("password", server.password)
-        self._secret("signing-key", "whsec_" + base64.b64encode(SIGNING_KEY).decode())
+        # Sections beside the target, such as `prometheus` and more hooks.
+        self.sections: dict[str, Any] = {}
+        self.secret("password", server.password)
+        self.secret("signing-key", "whsec_" + base64.b64encode(SIGNING_KEY).decode())
         control = [sys.executable, "-I", "-S", str(HERE / "service.py"), str(self.service)]
         self.target: dict[str, Any] = {
             "name": "shop",
@@ -210,12 +212,17 @@ class Ground:
             "server": {"listen": "127.0.0.1:0"},
             "store": {"directory": str(self.folder / "store")},
             "logging": {"format": "json"},
-            "hooks": {"rollbackd": {"secrets": [f"file:{self.folder}/signing-key"]}},
+            **self.sections,
+            "hooks": {
+                "rollbackd": {"secrets": [f"file:{self.folder}/signing-key"]},
+                **self.sections.get("hooks", {}),
+            },
         }
         text = "".join(f"{name} = {toml(section)}\n" for name, section in settings.items())
         self.config.write_text(f"{text}targets = [{toml(target)}]\n")
 
-    def _secret(self, name: str, text: str) -> str:
+    def secret(self, name: str, text: str) -> str:
+        """A file with a secret: the reference to it."""
         path = self.folder / name
         path.write_text(text)
         path.chmod(0o600)
@@ -228,7 +235,7 @@ class Ground:
         self.roles.append(name)
         for grant in grants:
             self.query(grant.format(role=name))
-        return name, self._secret(name, f"pw-{name}")
+        return name, self.secret(name, f"pw-{name}")
 
     def runs_version(self, version: str) -> None:
         """The service runs this version, as if somebody had deployed it."""

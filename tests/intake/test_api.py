@@ -29,6 +29,7 @@ READERS = frozenset({"reader", "operator", "approver"})
 ROUTES: list[tuple[str, str, object, frozenset[str]]] = [
     ("GET", "/targets", None, READERS),
     ("GET", "/deployments", None, READERS),
+    ("GET", "/deployments/none", None, READERS),
     ("GET", "/decisions", None, READERS),
     ("GET", "/deliveries", None, READERS),
     ("GET", "/runs", None, READERS),

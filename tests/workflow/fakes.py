@@ -10,6 +10,7 @@ import msgspec
 from rollbackd.core.archives import ArchiveEntry, ArchiveItem, ArchiveKind, KeptDefinition
 from rollbackd.core.checks import Finding
 from rollbackd.core.evidence import Measurement, Quality
+from rollbackd.core.investigation import Activity, Point, Statement
 from rollbackd.core.reading import ReadRevision
 from rollbackd.core.records import BackupRecord, TableCount
 from rollbackd.core.rehearsal import Depth, GoneTable, RanStatement, Rehearsal, RehearsedRevision, Way
@@ -18,17 +19,19 @@ from rollbackd.core.revisions import Revision
 from rollbackd.core.risks import RiskKind, Risks, RowsAtRisk
 from rollbackd.core.schema import Schema, SchemaDifference, TableName
 from rollbackd.core.verification import Verified
+from rollbackd.errors import TransientError
 from rollbackd.ports import (
     DatabaseIdentity,
     Described,
     DowngradeResult,
     LogSink,
+    MetricReading,
     MigrationEnvironment,
     OnRestored,
     ProgressSink,
     RestoredCopy,
 )
-from rollbackd.settings import Probe
+from rollbackd.settings import Metric, Probe
 
 OLD, NEW = "2026.11.2", "2026.11.3"
 B = TableName("public", "b")
@@ -63,6 +66,11 @@ class World:
     archived: dict[str, tuple[ArchiveItem, ...]] = field(default_factory=dict)
     restored: list[str] = field(default_factory=list)
     archive_fault: Exception | None = None
+    # What a Prometheus answers, now and for moments before anything began; None is no data.
+    number: float | None = 1.0
+    number_before: float | None = 1.0
+    metrics_fault: str = ""
+    asked: list[tuple[str, datetime]] = field(default_factory=list)
     # What trying the pending migrations and replaying the upgrade would find.
     verified: tuple[Verified, ...] = ()
     taken: dict[str, int] = field(default_factory=dict)
@@ -149,6 +157,13 @@ class FakeDatabase:
 
     async def sessions(self, application: str, before: datetime) -> tuple[str, ...]:
         return self.world.sessions
+
+    async def activity(self) -> Activity:
+        if self.world.database_fault is not None:
+            raise self.world.database_fault
+        return Activity(
+            source="pg_stat_activity", statements=(Statement(sql="SELECT ?", calls=0, mean_s=4, total_s=4),)
+        )
 
     async def own_checks(self) -> tuple[Finding, ...]:
         return ()
@@ -396,6 +411,30 @@ class FakeProber:
         return Measurement(
             name=probe.name, at=at, quality=quality, healthy=self.world.healthy, detail="a reading"
         )
+
+
+@dataclass
+class FakeMetrics:
+    world: World
+
+    async def read(self, metric: Metric, query: str, at: datetime) -> MetricReading:
+        self.world.asked.append((query, at))
+        if self.world.metrics_fault:
+            return MetricReading(quality=Quality.ERROR, detail=self.world.metrics_fault)
+        value = self.world.number_before if at < BEGAN else self.world.number
+        if value is None:
+            return MetricReading(quality=Quality.NO_DATA, detail="the result is empty")
+        return MetricReading(quality=Quality.OK, value=value)
+
+    async def series(self, query: str, since: datetime, until: datetime, step_s: float) -> tuple[Point, ...]:
+        if self.world.metrics_fault:
+            raise TransientError(self.world.metrics_fault)
+        return (Point(since, self.world.number_before or 0.0), Point(until, self.world.number or 0.0))
+
+    async def finding(self, metric: Metric, query: str, at: datetime) -> Finding:
+        raise NotImplementedError
+
+    async def close(self) -> None: ...
 
 
 @dataclass

@@ -19,6 +19,7 @@ from tests.workflow.fakes import (
     FakeBackups,
     FakeClock,
     FakeDatabase,
+    FakeMetrics,
     FakeProber,
     FakeRehearsals,
     FakeWorker,
@@ -38,6 +39,7 @@ from rollbackd.settings import (
     Database,
     DeploymentCommands,
     Duration,
+    Metric,
     Migrations,
     Policy,
     Probe,
@@ -61,14 +63,18 @@ COMMAND = Command(command=("do",), done_when=("look",))
 
 
 def a_target(
-    name: str = "shop", environment: str = "staging", probes: tuple[Probe, ...] = (), **policy: Any
+    name: str = "shop",
+    environment: str = "staging",
+    probes: tuple[Probe, ...] = (),
+    metrics: tuple[Metric, ...] = (),
+    **policy: Any,
 ) -> Target:
     values: dict[str, Any] = {
         "confirm_for": Duration(0), "watch_after_rollback": Duration(0), "cool_down": Duration(0),
         "start_grace": Duration(60), "bake_time": Duration(600), "max_rollbacks_a_day": 99,
     }  # fmt: skip
     return Target(
-        name=name, service="shop", environment=environment, probes=probes,
+        name=name, service="shop", environment=environment, probes=probes, metrics=metrics,
         database=Database(url="postgresql://u@h/shop"), migrations=Migrations(directory="/m", python=("python",)),
         backup=Backup(directory="/b", reuse_within=Duration(60)), policy=Policy(**{**values, **policy}),
         deployment=DeploymentCommands(stop=COMMAND, start=COMMAND), scratch=Scratch(same_server=True),
@@ -103,6 +109,7 @@ class Rig:
             settings=target, database_key="db", database=FakeDatabase(world), worker=FakeWorker(world),
             backups=FakeBackups(world, self.clock), application=FakeApplication(world), prober=FakeProber(world),
             rehearsals=FakeRehearsals(world), archives=FakeArchives(world),
+            metrics=FakeMetrics(world) if target.metrics else None,
         )  # fmt: skip
 
     def wire(self) -> None:

@@ -116,8 +116,13 @@ def _watching(one: Document, now: datetime) -> list[Line]:
     if one["price_text"]:
         lines.append(Line(2, safe(one["price_text"]), "↩"))
     for probe in one["probes"]:
-        said = f"{probe['detail'] or probe['quality']}, {ago(probe['at'], now)}"
-        lines.append(Line(2, safe(f"probe {probe['probe']}: {said}"), QUALITY_MARKS[probe["healthy"]]))
+        said = f"{probe['said']}, {ago(probe['at'], now)}"
+        lines.append(Line(2, safe(f"{_kind(probe)} {probe['name']}: {said}"), QUALITY_MARKS[probe["is_good"]]))
+    if watching["investigating"]:
+        slow = watching["investigating"]
+        until = datetime.fromisoformat(slow["until"])
+        text = f"slow for {about(seconds_since(slow['since'], now))}, investigated until {until:%H:%M} UTC"
+        lines.append(Line(2, f"{text}: rollbackd explain {safe(slow['decision'])}", "[yellow]![/]"))
     stored = one["decision"]
     # What led to a run is told with the run.
     if stored and not stored["run"]:
@@ -169,6 +174,10 @@ def changes(before: Marks, after: Marks) -> list[str]:
     return told + gone
 
 
+def _kind(reading: Document) -> str:
+    return "metric" if reading["source"] == "prometheus" else "probe"
+
+
 def _marks(one: Document) -> dict[str, str]:
     found = {
         "state": f"{one['environment']}, {one['mode']}, at {heads(one['heads']) if one['heads'] is not None else 'nobody knows where'}"
@@ -182,8 +191,8 @@ def _marks(one: Document) -> dict[str, str]:
     if one["price_text"]:
         found["price"] = one["price_text"]
     for probe in one["probes"]:
-        healthy = {True: "healthy", False: "failing", None: probe["quality"]}[probe["healthy"]]
-        found[f"probe {probe['probe']}"] = f"{probe['probe']}: {healthy}"
+        state = {True: "healthy", False: "failing", None: probe["quality"]}[probe["healthy"]]
+        found[f"{_kind(probe)} {probe['name']}"] = f"{probe['name']}: {probe['level'] or state}"
     if one["decision"]:
         found["decision"] = _decided(one["decision"])
     if one["run"]:

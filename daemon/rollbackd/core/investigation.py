@@ -145,7 +145,10 @@ def investigation_lines(found: Investigation) -> list[str]:
     lines = [f"collected at {found.at:%F %T} UTC; ┃ is the start of the deploy, {found.deployed_at:%T} UTC"]
     lines += [f"  {series_text(series, found.deployed_at)}" for series in found.series]
     release = f"{change.release_from or 'not said'} → {change.release_to or 'not said'}"
-    lines.append(f"changed: release {release}; revisions: {', '.join(change.revisions) or 'none'}")
+    now = " + ".join(change.heads_now) or ("unknown" if change.missing else "base")
+    heads = f"{' + '.join(change.heads_before) or 'base'} → {now}"
+    revisions = f" ({', '.join(change.revisions)})" if change.revisions else ""
+    lines.append(f"changed: release {release}; revision {heads}{revisions}")
     if change.tables():
         lines.append(f"  tables: {', '.join(change.tables())}")
     if activity.statements:

@@ -84,7 +84,8 @@ def selectors(query: str) -> tuple[str, ...]:
             number = _behind(tokens, number + (token[0] != "{"), "{", "}")
             found[query[token.start() : tokens[max(number - 1, first)].end()]] = None
         else:
-            number += 1
+            # Of a range or a subquery only the closing bracket is looked at: `5m:10s` names nothing.
+            number = max(_behind(tokens, number, "[", "]"), number + 1)
     return tuple(found)
 
 

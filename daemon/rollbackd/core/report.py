@@ -222,7 +222,8 @@ def _investigation(found: Investigation) -> list[str]:
     ]
     if found.series:
         lines += [*_fenced("\n".join(series_text(s, found.deployed_at) for s in found.series)), ""]
-    lines.append(f"- Revisions put on: {_inline(', '.join(change.revisions) or 'none')}")
+    if change.revisions:
+        lines.append(f"- Revisions that were put on: {_inline(', '.join(change.revisions))}")
     if change.tables():
         lines.append(f"- Tables that the migration touched: {_inline(', '.join(change.tables()))}")
     lines += [f"- Waits for a lock: {_inline(waiting_text(session))}" for session in activity.waiting]

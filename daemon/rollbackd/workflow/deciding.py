@@ -63,7 +63,7 @@ class Deciding:
         self._happenings = happenings
         self._matching: dict[str, tuple[str, datetime]] = {}
         self._said: dict[str, tuple[bytes, StoredDecision]] = {}
-        self._investigations = Investigations(store, clock, guarded, planners, happenings)
+        self._investigations = Investigations(store, clock, guarded, planners, announcer, happenings)
         self.deployments = Deployments(store)
 
     async def stop(self) -> None:

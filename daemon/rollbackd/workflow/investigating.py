@@ -9,10 +9,16 @@ import msgspec
 import structlog
 
 from rollbackd.core.evidence import Limit
-from rollbackd.core.investigation import Activity, Change, Investigation, MetricSeries
+from rollbackd.core.investigation import (
+    Activity,
+    Change,
+    Investigation,
+    MetricSeries,
+    investigation_lines,
+)
 from rollbackd.core.records import Deployment, StoredDecision
 from rollbackd.errors import RollbackdError
-from rollbackd.ports import Clock, Store
+from rollbackd.ports import Announcer, Clock, Store
 from rollbackd.settings import Metric
 from rollbackd.workflow.documenting import schema_difference
 from rollbackd.workflow.guarded import Guarded
@@ -38,12 +44,14 @@ class Investigations:
         clock: Clock,
         guarded: Mapping[str, Guarded],
         planners: Mapping[str, Planner],
+        announcer: Announcer,
         happenings: Happenings,
     ) -> None:
         self._store = store
         self._clock = clock
         self._guarded = guarded
         self._planners = planners
+        self._announcer = announcer
         self._happenings = happenings
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -96,6 +104,15 @@ class Investigations:
             transactions=len(activity.transactions),
             missing=len(activity.missing) + len(change.missing),
         )
+        await self._announcer.announce(
+            "investigation_collected",
+            {
+                "decision": stored.id,
+                "deployment": deployment.id,
+                "target": guarded.name,
+                "found": investigation_lines(found),
+            },
+        )
 
     async def _series(
         self, guarded: Guarded, deployment: Deployment, now: datetime
@@ -127,36 +144,32 @@ class Investigations:
             release_to=deployment.version,
             heads_before=deployment.heads_before or (),
             heads_now=(),
-            missing=("the revisions and the schema: it took too long",),
+            missing=("what the migration changed: it took too long",),
         )
         return await _within(self._read_change(guarded, deployment, known), known)
 
     async def _read_change(self, guarded: Guarded, deployment: Deployment, known: Change) -> Change:
         missing: list[str] = []
-        heads: tuple[str, ...] = ()
         revisions: tuple[str, ...] = ()
-        difference: tuple[str, ...] = ()
+        difference: list[str] = []
         try:
             heads = await guarded.database.heads()
             before = await self._store.document(deployment.before_document)
             if before is None:
                 missing.append("what the migration touched: the schema before it isn't documented")
             else:
-                difference = tuple((await schema_difference(guarded, before)).lines())
-        except RollbackdError as error:
-            missing.append(f"what the migration touched: {error}")
-        if set(heads) != set(known.heads_before) and not await self._is_run(deployment):
-            try:
+                difference = (await schema_difference(guarded, before)).lines()
+            if set(heads) != set(known.heads_before) and not await self._is_run(deployment):
                 revisions = await self._put_on(guarded, deployment, known.heads_before)
-            except RollbackdError as error:
-                missing.append(f"the revisions: {error}")
+        except RollbackdError as error:
+            return msgspec.structs.replace(known, missing=(f"what the migration changed: {error}",))
         if len(difference) > MOST_DIFFERENCES:
             missing.append(f"{len(difference) - MOST_DIFFERENCES} more differences of the schema")
         return msgspec.structs.replace(
             known,
             heads_now=heads,
-            revisions=revisions or heads,
-            difference=difference[:MOST_DIFFERENCES],
+            revisions=revisions,
+            difference=tuple(difference[:MOST_DIFFERENCES]),
             missing=tuple(missing),
         )
 

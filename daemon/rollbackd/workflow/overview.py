@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from rollbackd.core.course import StepCourse, course_of
-from rollbackd.core.evidence import Measurement
+from rollbackd.core.evidence import Measurement, Source
 from rollbackd.core.gates import Pause
 from rollbackd.core.planning.steps import step_text
+from rollbackd.core.readings import reading_text
 from rollbackd.core.records import Deployment, Run, StoredDecision
 from rollbackd.core.run import UNFINISHED, RunState
 from rollbackd.errors import NotFoundError
@@ -122,16 +123,22 @@ class Overview:
         }
 
     async def _probes(self, deployment: Deployment) -> list[dict[str, Any]]:
-        """The newest reading of each probe."""
+        """The newest reading of each probe and metric, with what it says in words."""
         newest: dict[str, Measurement] = {}
         for reading in await self._store.measurements(deployment.id, MEASUREMENTS_LOOKED_AT):
-            newest[reading.probe] = reading
-        return [msgspec.to_builtins(newest[name]) for name in sorted(newest)]
+            newest[reading.name] = reading
+        return [describe_reading(newest[name]) for name in sorted(newest)]
 
     async def _decision(self, deployment: Deployment) -> dict[str, Any] | None:
         """The newest decision about a watched deployment, without its inputs."""
         found = await self._store.decisions(deployment.target, 1, deployment.id)
         return describe_decision(found[0]) if found else None
+
+
+def describe_reading(reading: Measurement) -> dict[str, Any]:
+    """A reading for people and machines; `is_good` is null where it says nothing."""
+    said = reading.detail if reading.source is Source.PROBE else reading_text(reading)
+    return {**msgspec.to_builtins(reading), "is_good": reading.is_good, "said": said or str(reading.quality)}
 
 
 def describe_deployment(deployment: Deployment) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import itertools
 import json
 import os
 import re
+import time
 import tomllib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import asyncpg
 from aiohttp import web
 
 HEALTH_TIMEOUT_S = 2.0
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SHUTDOWN_TIMEOUT_S = 2.0
 
 
@@ -69,14 +71,42 @@ class Release:
 
 
 @dataclass
+class Durations:
+    """How long requests took, as a Prometheus histogram by route and status."""
+
+    counts: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    sums: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def add(self, path: str, status: int, seconds: float) -> None:
+        key = (path, status)
+        counts = self.counts.setdefault(key, [0] * (len(BUCKETS_S) + 1))
+        for number, bound in enumerate((*BUCKETS_S, float("inf"))):
+            counts[number] += seconds <= bound
+        self.sums[key] = self.sums.get(key, 0.0) + seconds
+
+    def text(self, version: str) -> str:
+        name = "shop_request_duration_seconds"
+        lines = [f"# HELP {name} How long requests took.", f"# TYPE {name} histogram"]
+        for (path, status), counts in self.counts.items():
+            labels = f'path="{path}",status="{status}",version="{version}"'
+            for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), counts):
+                lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {count}')
+            lines.append(f"{name}_sum{{{labels}}} {self.sums[path, status]}")
+            lines.append(f"{name}_count{{{labels}}} {counts[-1]}")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass
 class Shop:
     """One process: a release and its connections."""
 
     release: Release
     database: asyncpg.Pool
+    durations: Durations = field(default_factory=Durations)
     visits: Iterator[int] = field(default_factory=itertools.count)
 
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SHOP = web.AppKey("shop", Shop)
 routes = web.RouteTableDef()
 
@@ -92,6 +122,31 @@ async def health(request: web.Request) -> web.Response:
         healthy = False
     answer = {"version": shop.release.version, "healthy": healthy}
     return web.json_response(answer, status=200 if healthy else 503)
+
+
+@routes.get("/metrics")
+async def metrics(request: web.Request) -> web.Response:
+    shop = request.app[SHOP]
+    return web.Response(
+        text=shop.durations.text(shop.release.version), headers={"Content-Type": "text/plain; version=0.0.4"}
+    )
+
+
+@web.middleware
+async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Take the time of each request by the route that it matched, so that nobody's path becomes a label."""
+    began, status = time.monotonic(), 500
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    except web.HTTPException as error:
+        status = error.status
+        raise
+    finally:
+        resource = request.match_info.route.resource
+        path = resource.canonical if resource is not None else "none"
+        request.app[SHOP].durations.add(path, status, time.monotonic() - began)
 
 
 @routes.get("/version")
@@ -153,7 +208,7 @@ async def connect(app: web.Application) -> AsyncIterator[None]:
 
 
 def main() -> None:
-    app = web.Application()
+    app = web.Application(middlewares=[measure])
     app.add_routes(routes)
     app.cleanup_ctx.append(connect)
     web.run_app(
