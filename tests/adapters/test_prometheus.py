@@ -245,6 +245,10 @@ async def failing() -> AsyncIterator[TestServer]:
             case "word":
                 data = {"resultType": "scalar", "result": [1, "many"]}
                 return web.json_response({"status": "success", "data": data})
+            case "partial" | "remarked":
+                warning = "PromQL info: x" if request.match_info["how"] == "remarked" else "store 3 is away"
+                data = {"resultType": "scalar", "result": [1, "4"]}
+                return web.json_response({"status": "success", "data": data, "warnings": [warning]})
             case "huge":
                 response = web.StreamResponse()
                 await response.prepare(request)
@@ -288,6 +292,7 @@ async def ask(server: TestServer, how: str, **more: Any) -> MetricReading:
         ("bad", "something that isn't Prometheus's JSON"),
         ("odd", "a result that can't be understood"),
         ("word", "'many', which is no number"),
+        ("partial", "doubts its answer: store 3 is away"),
         ("huge", "more than 4 MiB"),
         ("cut", "can't be asked"),
     ],
@@ -299,6 +304,10 @@ async def test_an_answer_that_fails_is_a_reading_of_quality_error_that_says_how(
     assert (reading.quality, reading.value) == (Quality.ERROR, None)
     assert said in reading.detail
     assert "\n" not in reading.detail
+
+
+async def test_a_remark_on_a_query_is_no_doubt(failing: TestServer) -> None:
+    assert (await ask(failing, "remarked")).value == 4
 
 
 async def test_a_token_is_sent_and_one_that_is_gone_is_an_error_without_it(

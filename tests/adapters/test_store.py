@@ -23,6 +23,7 @@ from rollbackd.adapters.store import schema, tables
 from rollbackd.adapters.store.sqlite import DATABASE, SqliteStore
 from rollbackd.core.events import Event, EventKind
 from rollbackd.core.evidence import Measurement, Quality
+from rollbackd.core.investigation import Activity, Change, Investigation, MetricSeries, Point
 from rollbackd.core.planning.plan import Plan
 from rollbackd.core.records import Delivery, DocumentedHeads, LogLine, Run, StateDocument, StepRecord
 from rollbackd.core.run import RunState, StepPhase
@@ -499,3 +500,23 @@ async def test_each_commit_is_told_with_its_time_and_what_could_not_be_committed
 
     assert [failed for _, failed in commits] == [0, 1]
     assert all(seconds > 0 for seconds, _ in commits)
+
+
+async def test_what_was_investigated_is_found_by_its_decision_and_by_its_deployment(
+    store: SqliteStore,
+) -> None:
+    def found(decision: str, at: datetime) -> Investigation:
+        change = Change(release_from="1", release_to="2", heads_before=("a",), heads_now=("b",))
+        series = MetricSeries(name="p95", category="performance", query="q", points=(Point(at, 1.5),))
+        return Investigation(
+            decision=decision, deployment="deploy-1", target="shop", at=at, deployed_at=NOW, series=(series,),
+            activity=Activity(missing=("all of it",)), change=change,
+        )  # fmt: skip
+
+    newer, older = found("decision-2", NOW + timedelta(minutes=5)), found("decision-1", NOW)
+    for one in (newer, older):
+        await store.save_investigation(one)
+    assert await store.investigations("deploy-1") == [older, newer]
+    assert await store.investigation("decision-2") == newer
+    assert await store.investigation("decision-3") is None
+    assert await store.investigations("deploy-2") == []

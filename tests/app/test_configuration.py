@@ -214,3 +214,103 @@ def test_bad_configuration_is_exit_78_with_one_line_a_problem(tmp_path: Path) ->
         lines = done.stderr.splitlines()
         assert [line.split(": ")[1] for line in lines] == ["store.keep", "targets[0].database.url"]
         assert "hunter2" not in done.stderr
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------------
+
+METRIC = """
+[[targets.metrics]]
+name = "p95"
+query = 'p95{service="$service"}'
+critical = 2.0
+"""
+
+
+def test_metrics_are_asked_of_the_one_server_or_of_the_targets_own(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, '[prometheus]\nurl = "http://one:9090"\n' + GOOD + METRIC))
+    one = settings.prometheus_of(settings.targets[0])
+    assert one is not None
+    assert one.url == "http://one:9090"
+    own = (
+        '[prometheus]\nurl = "http://one:9090"\n'
+        + GOOD
+        + '[targets.prometheus]\nurl = "https://own/prom"\n'
+        + METRIC
+    )
+    settings = load_settings(write(tmp_path, own))
+    assert settings.prometheus_of(settings.targets[0]) is settings.targets[0].prometheus
+    (problem,) = problems_of(tmp_path, GOOD + METRIC)
+    assert problem == "targets[0].metrics: no server is asked for them: add [prometheus] with its 'url'"
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ("query = 'p95{service=\"$svc\"}'", "query: $svc is no placeholder; there are $target, $service"),
+        ("query = 'p95{service=$service}'", "query: $service must stand in quotes"),
+        ("query = ''", "query: is empty"),
+        ('category = "data_loss"', "category: "),
+        ('category = "errors"\ndegraded = 1.0', "degraded: errors has no degrees"),
+        ("degraded = 3.0", "critical: 2 is reached before 'degraded' at 3"),
+        ('degraded = 1.0\nside = "below"', "critical: 2 is reached before 'degraded' at 1"),
+        ("critical = nan", "critical: a number is expected"),
+        ("times_before = true\ncritical = 0.5", "critical: more than 1 is expected"),
+        ('times_before = true\nside = "below"', "critical: between 0 and 1 is expected"),
+        ('side = "below"\nat_least = 1.0', 'at_least: goes with the side "above" alone'),
+        ("readings = 0", "readings: counts from 1"),
+        ('interval = "0s"', "interval: has to be longer than nothing"),
+        ('window = "10s"', "step: has to be longer than nothing, and no longer than 'window'"),
+        ('window = "7d"\nstep = "1s"', "step: a window has at most 11,000 of them"),
+    ],
+)
+def test_a_metric_that_can_not_work_is_refused_with_what_would_be_right(
+    tmp_path: Path, keys: str, fault: str
+) -> None:
+    given = {line.partition(" ")[0] for line in keys.splitlines()}
+    usual = [line for line in METRIC.strip().splitlines() if line.partition(" ")[0] not in given]
+    text = '[prometheus]\nurl = "http://one:9090"\n' + GOOD + "\n".join([*usual, keys])
+    (problem,) = problems_of(tmp_path, text)
+    assert problem.startswith(f"targets[0].metrics[0].{fault}")
+
+
+def test_a_metric_without_a_limit_and_one_named_as_a_probe_are_refused(tmp_path: Path) -> None:
+    text = '[prometheus]\nurl = "http://one:9090"\n' + GOOD + METRIC.replace("critical = 2.0", "")
+    text += '[[targets.probes]]\nname = "p95"\nurl = "http://h/"\n'
+    assert problems_of(tmp_path, text) == [
+        "targets[0].metrics[0].name: 'p95' stands twice among probes and metrics",
+        "targets[0].metrics[0].critical: set 'critical' or 'degraded' to a value; else the metric decides nothing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ('url = "one:9090"', "prometheus.url: an http or https URL without a query"),
+        ('url = "http://one:9090/?x=1"', "prometheus.url: an http or https URL without a query"),
+        ('url = "http://me:hunter2@one:9090"', "prometheus.url: holds a login"),
+        ('url = "http://one:9090"\ntimeout = "0s"', "prometheus.timeout: has to be longer than nothing"),
+        ('url = "http://one:9090"\ntoken = "hunter2"', "prometheus.token: a secret is given by reference"),
+    ],
+)
+def test_a_prometheus_that_can_not_be_asked_is_refused_without_its_secret(
+    tmp_path: Path, keys: str, fault: str
+) -> None:
+    (problem,) = problems_of(tmp_path, f"[prometheus]\n{keys}\n" + GOOD)
+    assert problem.startswith(fault)
+    assert "hunter2" not in problem
+
+
+def test_the_token_of_a_prometheus_is_read_at_the_start(tmp_path: Path) -> None:
+    tokens = '[prometheus]\nurl = "http://one:9090"\ntoken = "file:/nosuch/one"\n' + GOOD
+    tokens += '[targets.prometheus]\nurl = "http://own:9090"\ntoken = "file:/nosuch/own"\n'
+    with pytest.raises(ConfigurationError) as refused:
+        check_secrets(load_configuration(write(tmp_path, tokens)))
+    assert [p.partition(": ")[0] for p in refused.value.problems] == [
+        "prometheus.token",
+        "targets[0].prometheus.token",
+    ]
+
+
+def test_an_investigation_has_to_take_some_time(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, GOOD + '[targets.policy]\ninvestigate_for = "0s"\n')
+    assert problem == "targets[0].policy.investigate_for: has to be longer than nothing"

@@ -12,6 +12,7 @@ from rollbackd.core.assess import Assessment, DeployWord, Evidence, assess, head
 from rollbackd.core.events import Category, Severity
 from rollbackd.core.evidence import Measurement, ProbeRule, ProbeState, Quality, Signal, judge_probe
 from rollbackd.core.facts import Application, Bug, Data, Errors, Migration, Performance, Watch
+from rollbackd.core.readings import MetricEvidence, MetricState
 
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 W = DeployWord
@@ -358,3 +359,79 @@ def test_lost_rows_are_the_migrations_doing_only_where_it_takes_some_when_it_is_
     # Without a claim nothing is lost: taking rows away may be what the migration is for.
     unreported = assess(evidence(taken_by_migration=taken), at(5))
     assert (unreported.facts.data, unreported.reasons["data"]) == (Data.INTACT, "nobody reported lost rows")
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------------
+
+
+def metric(state: str, category: Category = Category.PERFORMANCE, before: str = "normal") -> MetricEvidence:
+    return MetricEvidence(
+        name="m", category=category, state=MetricState(state), before=MetricState(before), reading="5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "changed"),
+    [
+        ([metric("normal")], {}),
+        ([metric("degraded")], {"performance": "degraded"}),
+        ([metric("critical")], {"performance": "critical"}),
+        # The worst wins, and what is known comes before what isn't.
+        ([metric("degraded"), metric("critical"), metric("no_data")], {"performance": "critical"}),
+        ([metric("no_data")], {"performance": "unknown"}),
+        ([metric("unsettled"), metric("normal")], {"performance": "unknown"}),
+        ([metric("critical", Category.ERRORS)], {"errors": "firing"}),
+        ([metric("critical", Category.AVAILABILITY)], {"errors": "firing"}),
+        ([metric("no_data", Category.AVAILABILITY)], {"errors": "unknown"}),
+        ([metric("normal", Category.ERRORS), metric("degraded")], {"performance": "degraded"}),
+        # As bad before the deploy already.
+        ([metric("critical", before="critical")], {}),
+        ([metric("critical", before="degraded")], {"performance": "critical"}),
+    ],
+)
+def test_metrics_speak_for_their_category_and_only_where_they_are_worse_than_before(
+    metrics: list[MetricEvidence], changed: dict[str, str]
+) -> None:
+    assert changes(assess(evidence(metrics=tuple(metrics)), at(5))) == changed
+
+
+def test_alerts_and_metrics_are_named_together() -> None:
+    both = evidence(
+        metrics=(metric("degraded"), metric("critical", before="critical")),
+        signals=(signal(Category.PERFORMANCE),),
+    )
+    found = assess(both, at(5))
+    assert found.facts.performance is Performance.DEGRADED
+    assert found.reasons["performance"] == "Alert (warning) from prom, since 10:02:00 UTC; m (degraded): 5"
+    assert found.set_aside == ("metric m: was critical before the deploy already",)
+
+
+def test_a_metric_that_can_not_tell_says_why() -> None:
+    found = assess(evidence(metrics=(metric("no_data", Category.ERRORS), metric("unsettled"))), at(5))
+    assert found.reasons["errors"] == "can't tell: m (no_data): 5"
+    assert found.reasons["performance"] == "can't tell: m (unsettled): 5"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "becomes_critical", "performance"),
+    [
+        (10, True, Performance.DEGRADED),
+        (20, True, Performance.CRITICAL),
+        (20, False, Performance.DEGRADED),
+    ],
+)
+def test_what_is_still_degraded_at_the_deadline_is_critical_where_the_policy_says_so(
+    minutes: float, becomes_critical: bool, performance: Performance
+) -> None:
+    slow = evidence(
+        metrics=(metric("degraded"),), investigated_until=at(20), slow_becomes_critical=becomes_critical
+    )
+    assert assess(slow, at(minutes)).facts.performance is performance
+
+
+def test_the_watch_goes_on_until_the_end_of_an_investigation() -> None:
+    """The bake time ends at 16 minutes."""
+    slow = evidence(metrics=(metric("degraded"),), investigated_until=at(20))
+    found = [assess(slow, at(minutes)) for minutes in (15, 17, 20)]
+    assert [f.facts.watch for f in found] == [Watch.BAKING, Watch.BAKING, Watch.OVER]
+    assert found[1].reasons["watch"] == "under investigation until 10:20:00 UTC"

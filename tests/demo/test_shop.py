@@ -424,7 +424,12 @@ def test_the_web_process_shows_how_long_its_requests_took(shop: InstalledShop) -
     assert status == 200
     (histogram,) = text_string_to_metric_families(str(text))
     samples = {
-        (s.name.removeprefix("shop_request_duration_seconds_"), s.labels["path"], s.labels["status"], s.labels.get("le")): s
+        (
+            s.name.removeprefix("shop_request_duration_seconds_"),
+            s.labels["path"],
+            s.labels["status"],
+            s.labels.get("le"),
+        ): s
         for s in histogram.samples
     }
     for answered in ("200", "500"):

@@ -24,6 +24,8 @@ from rollbackd.settings import Metric, Prometheus
 MOST_ANSWER_BYTES = 4 * 1024 * 1024
 MOST_ELEMENTS_NAMED = 3
 LONGEST_REASON = 300
+# Remarks on the style of a query, which some versions send among the warnings.
+HARMLESS = "PromQL info"
 
 
 class PrometheusReader:
@@ -177,6 +179,7 @@ class _Answer(msgspec.Struct, frozen=True, rename="camel"):
     data: _Data | None = None
     error_type: str = ""
     error: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def _result(status: int, body: bytes) -> "list[_Element] | _Scalar":
@@ -195,6 +198,10 @@ def _result(status: int, body: bytes) -> "list[_Element] | _Scalar":
         raise kind(
             f"Prometheus answered {status}: {_short(answer.error or answer.error_type or 'no reason given')}"
         )
+    warnings = [text for text in answer.warnings if not text.startswith(HARMLESS)]
+    if warnings:
+        # Thanos and remote reads say so where a part of the series is missing: the number may be any.
+        raise TransientError(f"Prometheus doubts its answer: {_short('; '.join(warnings))}")
     try:
         match answer.data.result_type:
             case "scalar":

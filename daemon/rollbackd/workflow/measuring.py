@@ -80,8 +80,13 @@ class Measuring:
             )
 
     def next_in_s(self) -> float:
-        """How long until the next reading is due, in seconds."""
-        return min(self._due.values(), default=float("inf")) - self._clock.now().timestamp()
+        """How long until the next reading is due, in seconds; metrics that are being asked call by themselves."""
+        asks = self._asking is not None and not self._asking.done()
+        due = [
+            self._due.get(one.name, 0.0)
+            for one in (self._probes if asks else (*self._probes, *self._metrics))
+        ]
+        return min(due, default=float("inf")) - self._clock.now().timestamp()
 
     async def stop(self) -> None:
         """End what is asked."""

@@ -89,7 +89,7 @@ class Durations:
         lines = [f"# HELP {name} How long requests took.", f"# TYPE {name} histogram"]
         for (path, status), counts in self.counts.items():
             labels = f'path="{path}",status="{status}",version="{version}"'
-            for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), counts):
+            for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), counts, strict=True):
                 lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {count}')
             lines.append(f"{name}_sum{{{labels}}} {self.sums[path, status]}")
             lines.append(f"{name}_count{{{labels}}} {counts[-1]}")
