@@ -258,7 +258,7 @@ def test_metrics_are_asked_of_the_one_server_or_of_the_targets_own(tmp_path: Pat
         ('times_before = true\nside = "below"', "critical: between 0 and 1 is expected"),
         ('side = "below"\nat_least = 1.0', 'at_least: goes with the side "above" alone'),
         ("readings = 0", "readings: counts from 1"),
-        ('interval = "0s"', "interval: has to be longer than nothing"),
+        ('interval = "99ms"', "interval: at least 100ms"),
         ('window = "10s"', "step: has to be longer than nothing, and no longer than 'window'"),
         ('window = "7d"\nstep = "1s"', "step: a window has at most 11,000 of them"),
     ],

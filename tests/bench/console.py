@@ -105,7 +105,7 @@ async def _fill(folder: Path) -> str:
         await asyncio.gather(*(_add(store, plan, n, began) for n in range(first, first + 200)))
     readings = [
         Measurement(
-            probe="health",
+            name="health",
             at=began + timedelta(seconds=n),
             quality=Quality.OK,
             healthy=n % 7 > 0,

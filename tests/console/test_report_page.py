@@ -11,7 +11,7 @@ import pytest
 from rollbackd.console.drawing import draw_timeline
 from rollbackd.console.report_page import report_page
 from rollbackd.core.checks import Finding, Outcome
-from rollbackd.core.evidence import Measurement, Quality
+from rollbackd.core.evidence import Level, Limit, Measurement, Quality, Source
 from rollbackd.core.records import TableCount
 from rollbackd.core.report import (
     NextStep,
@@ -162,9 +162,7 @@ def test_one_moment_is_drawn_though_no_time_passes() -> None:
 
 def test_readings_are_told_apart_by_probe() -> None:
     taken = [
-        Measurement(probe=p, at=at(n), quality=Quality.OK, healthy=n > 0)
-        for p in ("a", "b")
-        for n in range(3)
+        Measurement(name=p, at=at(n), quality=Quality.OK, healthy=n > 0) for p in ("a", "b") for n in range(3)
     ]
     assert [(s.name, len(s.readings)) for s in series_of(tuple(taken))] == [("a", 3), ("b", 3)]
 
@@ -201,3 +199,27 @@ def test_ages_are_in_their_largest_unit(seconds: float, words: str) -> None:
 )
 def test_sizes(amount: float, words: str) -> None:
     assert size(amount) == words
+
+
+def test_a_metric_is_held_against_its_limits_and_a_probe_against_nothing() -> None:
+    """The newest limits: those that are multiples of the value before the deploy aren't known before it is."""
+    limits = (Limit(level=Level.DEGRADED, value=1.5), Limit(level=Level.CRITICAL, value=3.0))
+    values = [
+        (0.5, None, ()),
+        (1.0, Level.NORMAL, limits),
+        (2.0, Level.DEGRADED, limits),
+        (4.0, Level.CRITICAL, limits),
+    ]
+    taken = [
+        Measurement(
+            name="p95", at=at(n), quality=Quality.OK, source=Source.PROMETHEUS, value=value, level=level, limits=given,
+            before=1.0 if given else None,
+        )
+        for n, (value, level, given) in enumerate(values)
+    ]  # fmt: skip
+    (series,) = series_of(tuple(taken))
+    assert (series.degraded, series.critical, series.baseline) == (1.5, 3.0, 1.0)
+    assert [reading.healthy for reading in series.readings] == [None, True, False, False]
+    assert series.is_drawn
+    drawn = draw_timeline(Timeline(series=(series,)), at(9), "x")
+    assert "<title>critical: 3</title>" in drawn

@@ -9,14 +9,17 @@ from tests.workflow.conftest import MakeRig
 from tests.workflow.fakes import NEW, OLD
 from tests.workflow.rig import Rig, a_target
 
+from rollbackd.console.report_page import report_page
 from rollbackd.core.evidence import Level, Quality, Source
 from rollbackd.core.investigation import Investigation
 from rollbackd.core.records import Deployment
+from rollbackd.core.report import to_markdown
 from rollbackd.core.run import RunState
 from rollbackd.errors import TransientError
 from rollbackd.settings import Duration, Metric
 
-TICK = Duration(0.000_001)
+# By the tests' clock, which goes on by a microsecond whenever it is looked at.
+TICK = Duration(0.000_005)
 
 
 def a_metric(**more: Any) -> Metric:
@@ -38,8 +41,20 @@ async def deployed(make_rig: MakeRig, *metrics: Metric, migrates: bool = True, *
 
 
 async def settle(rig: Rig) -> None:
-    """Let the watch look a few times."""
-    await asyncio.sleep(0.4)
+    """Let enough readings be taken to settle anything, and the watch look at them."""
+    deployment = await rig.deployment()
+
+    async def taken() -> int:
+        since = deployment.succeeded_at or deployment.started_at
+        return sum(m.at >= since for m in await rig.store.measurements(deployment.id, 9_999))
+
+    wanted = await taken() + 5
+
+    async def enough() -> bool:
+        return await taken() >= wanted
+
+    await rig.until(enough)
+    await asyncio.sleep(0.1)
 
 
 async def investigated(rig: Rig) -> Investigation:
@@ -67,7 +82,7 @@ async def reasons(rig: Rig, row: str) -> dict[str, str]:
 # The stale time of a reading is a few intervals, which are nothing here: a clock that hardly moves.
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollbackd.workflow.measuring._stale_after_s", lambda _: 9_999.0)
+    monkeypatch.setattr("rollbackd.workflow.measuring._stale_after_s", lambda _: 99_999.0)
 
 
 async def test_critical_after_a_migration_rolls_back_and_the_report_has_what_was_seen(
@@ -84,6 +99,10 @@ async def test_critical_after_a_migration_rolls_back_and_the_report_has_what_was
     assert found.decision == run.decision
     report = await rig.reporting.report(run.id)
     assert report.investigations == (found,)
+    for text in (to_markdown(report), report_page(report)):
+        assert "Investigation" in text
+        assert "p95: ▁┃█ from 1 to 5, highest 5, degraded above 2, critical above 4" in text
+        assert "4.0 s so far: SELECT ?" in text
     readings = [m for m in await rig.store.measurements(run.deployment, 500) if m.value == 5.0]
     assert {(m.source, m.quality, m.level, m.query) for m in readings} == {
         (Source.PROMETHEUS, Quality.OK, Level.CRITICAL, f'p95{{service="shop",version="{NEW}"}}')
@@ -97,8 +116,12 @@ async def test_degraded_is_investigated_and_cleared_when_it_passes_and_again_whe
     rig = await deployed(make_rig)
     rig.world.number = 3.0
     found = await investigated(rig)
-    deployment = await rig.deployment()
-    assert deployment.investigating is not None
+
+    async def opened() -> Deployment | None:
+        deployment = await rig.deployment()
+        return deployment if deployment.investigating is not None else None
+
+    deployment = await rig.until(opened)
     assert deployment.investigating.decision == found.decision
     assert deployment.investigating.until - deployment.investigating.since == timedelta(minutes=15)
     assert [p.value for p in found.series[0].points] == [1.0, 3.0]
@@ -117,13 +140,11 @@ async def test_degraded_is_investigated_and_cleared_when_it_passes_and_again_whe
 
     rig.world.number = 1.0
 
-    async def cleared() -> bool:
-        return (await rig.deployment()).investigating is None
+    def cleared() -> list[object]:
+        return [f["decision"] for name, f in rig.announcer.announced if name == "investigation_cleared"]
 
-    await rig.until(cleared)
-    assert [
-        fields["decision"] for name, fields in rig.announcer.announced if name == "investigation_cleared"
-    ] == [found.decision]
+    assert await rig.until(cleared) == [found.decision]
+    assert (await rig.deployment()).investigating is None
 
     rig.world.number = 3.0
 

@@ -36,6 +36,7 @@ SOCKET_NAME = "rollbackd.sock"
 LONGEST_SOCKET_PATH = 107
 # Prometheus itself answers no more than this for each series.
 MOST_STEPS = 11_000
+SHORTEST_INTERVAL_S = 0.1
 DEFAULT_PATH = Path("/etc/rollbackd/rollbackd.toml")
 LoadedHooks = dict[str, tuple[Hook, tuple[bytes, ...]]]
 
@@ -370,8 +371,8 @@ def _metrics_checks(target: Target) -> list[str]:
         problems += [f"{path}.{problem}" for problem in _limits_checks(metric)]
         if metric.readings < 1:
             problems.append(f"{path}.readings: counts from 1")
-        if metric.interval <= 0:
-            problems.append(f"{path}.interval: has to be longer than nothing")
+        if metric.interval < SHORTEST_INTERVAL_S:
+            problems.append(f"{path}.interval: at least 100ms; no Prometheus has anything new before")
         if metric.window and not 0 < metric.step <= metric.window:
             problems.append(f"{path}.step: has to be longer than nothing, and no longer than 'window'")
         elif metric.window and metric.window / metric.step > MOST_STEPS:

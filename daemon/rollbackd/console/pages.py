@@ -8,8 +8,10 @@ import msgspec
 from markupsafe import Markup
 
 from rollbackd.console.rendering import render
-from rollbackd.core.evidence import Measurement
+from rollbackd.core.evidence import Measurement, Source
 from rollbackd.core.gates import Pause
+from rollbackd.core.investigation import investigation_lines
+from rollbackd.core.readings import reading_text
 from rollbackd.core.records import Deployment, Run
 from rollbackd.errors import NotFoundError
 from rollbackd.ports import Clock, Store
@@ -42,7 +44,7 @@ class TargetRow(msgspec.Struct, frozen=True):
 
 
 class ProbeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The readings of one probe: the newest in words, the last ones as a strip of dots, newest first."""
+    """The readings of one probe or metric: the newest in words, the last ones as a strip of dots, newest first."""
 
     name: str
     state: str
@@ -127,7 +129,9 @@ class Pages:
         if found is None:
             raise NotFoundError(f"there is no decision {decision_id}")
         facts = msgspec.to_builtins(found.decision.facts)
-        return self._page("decision.html", looking, one=found, facts=facts)
+        investigation = await self._store.investigation(decision_id)
+        lines = investigation_lines(investigation) if investigation is not None else []
+        return self._page("decision.html", looking, one=found, facts=facts, investigation=lines)
 
     async def deployment(self, looking: Looking, deployment_id: str) -> str:
         """One deployment: its price, its evidence, what was decided."""
@@ -187,20 +191,29 @@ class Pages:
 
     def _probes(self, target: Target | None, measurements: list[Measurement]) -> list[ProbeRow]:
         names = [probe.name for probe in target.probes] if target else []
-        names += [name for name in dict.fromkeys(m.probe for m in measurements) if name not in names]
-        return [_probe_row(name, [m for m in measurements if m.probe == name]) for name in names]
+        names += [metric.name for metric in target.metrics] if target else []
+        names += [name for name in dict.fromkeys(m.name for m in measurements) if name not in names]
+        return [_probe_row(name, [m for m in measurements if m.name == name]) for name in names]
 
 
 def _probe_row(name: str, readings: list[Measurement]) -> ProbeRow:
     newest = readings[-1] if readings else None
-    words = {True: "healthy", False: "failing", None: "no data"}
     return ProbeRow(
         name=name,
-        state=words[newest.healthy] if newest else "no data",
-        detail=newest.detail if newest else "",
+        state=_reading_state(newest) if newest else "no data",
+        detail=_said(newest) if newest else "",
         at=newest.at if newest else None,
-        strip=_strip([m.healthy for m in reversed(readings[-READINGS:])]),
+        strip=_strip([m.is_good for m in reversed(readings[-READINGS:])]),
     )
+
+
+def _reading_state(reading: Measurement) -> str:
+    words = {True: "healthy", False: "failing", None: "no data"}
+    return words[reading.healthy] if reading.level is None else str(reading.level)
+
+
+def _said(reading: Measurement) -> str:
+    return reading.detail if reading.source is Source.PROBE else reading_text(reading)
 
 
 def _strip(healthy: list[bool | None]) -> Markup:

@@ -19,7 +19,7 @@ TONES = {
     "irreversible": ("bad", "✗"), "rollback_failed": ("bad", "✗"), "firing": ("bad", "✗"),
     "warned": ("warn", "!"), "unknown": ("warn", "?"), "undone": ("warn", "!"), "reversible_with_loss": ("warn", "!"),
     "abandoned": ("warn", "!"), "denied": ("warn", "!"), "expired": ("warn", "!"), "no data": ("warn", "?"),
-    "rolled_back": ("warn", "↩"),
+    "rolled_back": ("warn", "↩"), "normal": ("good", "✓"), "degraded": ("warn", "!"), "critical": ("bad", "✗"),
 }  # fmt: skip
 
 

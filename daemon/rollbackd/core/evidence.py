@@ -86,6 +86,15 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[Limit, ...] = ()
     before: float | None = None
 
+    @property
+    def is_good(self) -> bool | None:
+        """Whether it speaks for the release; None where it says nothing."""
+        return self.healthy if self.level is None else self.level is Level.NORMAL
+
+    def limit(self, level: Level) -> float | None:
+        """The value from which on it is at that level, None where there is none."""
+        return next((limit.value for limit in self.limits if limit.level is level), None)
+
 
 class ProbeState(StrEnum):
     """What a run of measurements amounts to."""

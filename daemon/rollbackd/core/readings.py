@@ -128,3 +128,13 @@ def judge_metric(
     if len(row) < settles or (min(row) == 0 and max(row) > 0):
         return MetricState.UNSETTLED
     return MetricState(_WORSE[min(row)].value)
+
+
+def reading_text(reading: Measurement) -> str:
+    """A metric's reading as a person reads it: the number with its limits, or why there is none."""
+    number = "" if reading.value is None else f"{reading.value:.4g}"
+    if reading.quality is not Quality.OK:
+        return ", ".join(part for part in (str(reading.quality), number, reading.detail) if part)
+    limits = ", ".join(limit.text() for limit in reading.limits)
+    before = f", {reading.before:.4g} before the deploy" if reading.before is not None else ""
+    return f"{number}{before}; {limits}"

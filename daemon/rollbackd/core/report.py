@@ -217,7 +217,7 @@ def _investigation(found: Investigation) -> list[str]:
     lines = [
         "## Investigation",
         "",
-        f"Collected {_time(found.at)} for {_code(found.decision)}; ┃ is the start of the deploy, {found.deployed_at:%H:%M:%S}.",
+        f"Collected {moment(found.at)} for {_code(found.decision)}; ┃ is the start of the deploy, {found.deployed_at:%H:%M:%S}.",
         "",
     ]
     if found.series:

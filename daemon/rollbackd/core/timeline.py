@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 import msgspec
 
-from rollbackd.core.evidence import Measurement, Signal
+from rollbackd.core.evidence import Level, Measurement, Signal
 from rollbackd.core.planning.steps import step_text
 from rollbackd.core.records import Approval, Deployment, Run, StepRecord, StoredDecision
 from rollbackd.core.run import StepPhase
@@ -122,10 +122,22 @@ def timeline_of(evidence: Evidence) -> Timeline:
 
 def series_of(measurements: tuple[Measurement, ...]) -> tuple[Series, ...]:
     """The readings by probe or query, in the order in which each was first taken."""
-    found: dict[str, list[Reading]] = {}
+    found: dict[str, list[Measurement]] = {}
     for one in measurements:
-        found.setdefault(one.probe, []).append(Reading(at=one.at, healthy=one.healthy, value=one.value))
-    return tuple(Series(name=name, readings=tuple(readings)) for name, readings in found.items())
+        found.setdefault(one.name, []).append(one)
+    return tuple(_series(name, taken) for name, taken in found.items())
+
+
+def _series(name: str, taken: list[Measurement]) -> Series:
+    # Limits that are multiples of the value before the deploy are known once that is.
+    judged = next((one for one in reversed(taken) if one.limits), taken[-1])
+    return Series(
+        name=name,
+        readings=tuple(Reading(at=one.at, healthy=one.is_good, value=one.value) for one in taken),
+        degraded=judged.limit(Level.DEGRADED),
+        critical=judged.limit(Level.CRITICAL),
+        baseline=judged.before,
+    )
 
 
 def _deploy(deployment: Deployment) -> list[Moment]:

@@ -18,7 +18,14 @@ from rollbackd.core.evidence import (
     judge_probe,
 )
 from rollbackd.core.promql import fill_in
-from rollbackd.core.readings import MetricEvidence, MetricState, judge_metric, level_of, limits_of
+from rollbackd.core.readings import (
+    MetricEvidence,
+    MetricState,
+    judge_metric,
+    level_of,
+    limits_of,
+    reading_text,
+)
 from rollbackd.core.records import Deployment
 from rollbackd.errors import RollbackdError
 from rollbackd.ports import Clock, MetricReader, Store
@@ -55,6 +62,7 @@ class Measuring:
         self._probes = guarded.settings.probes
         self._metrics = guarded.settings.metrics if guarded.metrics is not None else ()
         self._readings: dict[str, list[Measurement]] = {}
+        self._before: dict[str, list[Measurement]] = {}
         self._due: dict[str, float] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -82,10 +90,8 @@ class Measuring:
     def next_in_s(self) -> float:
         """How long until the next reading is due, in seconds; metrics that are being asked call by themselves."""
         asks = self._asking is not None and not self._asking.done()
-        due = [
-            self._due.get(one.name, 0.0)
-            for one in (self._probes if asks else (*self._probes, *self._metrics))
-        ]
+        due = [self._due.get(probe.name, 0.0) for probe in self._probes]
+        due += [self._due.get(metric.name, 0.0) for metric in self._metrics if not asks]
         return min(due, default=float("inf")) - self._clock.now().timestamp()
 
     async def stop(self) -> None:
@@ -118,6 +124,7 @@ class Measuring:
                 detail = f"what was so before the deploy can't be read: {before[-1].detail}"
                 return msgspec.structs.replace(before[-1], at=self._clock.now(), detail=detail)
             await self._keep(before)
+            self._before[metric.name] = before
         reading = await _read_at(reader, metric, query, self._clock.now())
         return (
             _judged(metric, reading, _value_before(before))
@@ -140,7 +147,13 @@ class Measuring:
         return found
 
     def _readings_before(self, metric: Metric, deployment: Deployment) -> list[Measurement]:
-        return [m for m in self._readings.get(metric.name, ()) if m.at < deployment.started_at]
+        """Those of moments before the deploy; after a restart, out of the store."""
+        if metric.name not in self._before:
+            known = [m for m in self._readings.get(metric.name, ()) if m.at < deployment.started_at]
+            if not known:
+                return []
+            self._before[metric.name] = known
+        return self._before[metric.name]
 
     def metrics(self, deployment: Deployment) -> tuple[MetricEvidence, ...]:
         """Each metric judged on readings since the new release runs; before that, on those since the start."""
@@ -229,16 +242,6 @@ def query_of(metric: Metric, target: Target, deployment: Deployment | None) -> s
             "previous_version": deployment.previous_version if deployment else "",
         },
     )
-
-
-def reading_text(reading: Measurement) -> str:
-    """A metric's reading as a person reads it: the number with its limits, or why there is none."""
-    number = "" if reading.value is None else f"{reading.value:.4g}"
-    if reading.quality is not Quality.OK:
-        return ", ".join(part for part in (str(reading.quality), number, reading.detail) if part)
-    limits = ", ".join(limit.text() for limit in reading.limits)
-    before = f", {reading.before:.4g} before the deploy" if reading.before is not None else ""
-    return f"{number}{before}; {limits}"
 
 
 async def _read_at(reader: MetricReader, metric: Metric, query: str, at: datetime) -> Measurement:
