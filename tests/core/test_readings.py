@@ -134,3 +134,14 @@ def test_only_what_is_worse_than_before_counts(now: str, before: str, counts: st
     )
     assert metric.counts_as() == counts
     assert metric.cannot_tell is (now in ("unsettled", "no_data"))
+
+
+def test_a_metric_says_when_nobody_knows_what_it_was_before() -> None:
+    said = {
+        before: MetricEvidence(
+            name="m", category=Category.ERRORS, state=MetricState.CRITICAL, before=before, reading="5"
+        ).text()
+        for before in (MetricState.NORMAL, MetricState.NO_DATA)
+    }
+    assert said[MetricState.NORMAL] == "m (critical): 5"
+    assert said[MetricState.NO_DATA] == "m (critical): 5; what it was before the deploy isn't known"

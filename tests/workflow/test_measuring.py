@@ -66,6 +66,17 @@ async def investigated(rig: Rig) -> Investigation:
     return found
 
 
+async def slow(rig: Rig) -> Deployment:
+    """The deployment, once its investigation has a deadline."""
+
+    async def look() -> Deployment | None:
+        deployment = await rig.deployment()
+        return deployment if deployment.investigating is not None else None
+
+    found: Deployment = await rig.until(look)
+    return found
+
+
 async def ended(rig: Rig) -> Deployment:
     async def look() -> Deployment | None:
         deployment = await rig.deployment()
@@ -116,12 +127,8 @@ async def test_degraded_is_investigated_and_cleared_when_it_passes_and_again_whe
     rig = await deployed(make_rig)
     rig.world.number = 3.0
     found = await investigated(rig)
-
-    async def opened() -> Deployment | None:
-        deployment = await rig.deployment()
-        return deployment if deployment.investigating is not None else None
-
-    deployment = await rig.until(opened)
+    deployment = await slow(rig)
+    assert deployment.investigating is not None
     assert deployment.investigating.decision == found.decision
     assert deployment.investigating.until - deployment.investigating.since == timedelta(minutes=15)
     assert [p.value for p in found.series[0].points] == [1.0, 3.0]
@@ -247,6 +254,16 @@ async def test_what_was_degraded_before_and_is_critical_now_counts(make_rig: Mak
     assert (await rig.ended_run()).state is RunState.SUCCEEDED
 
 
+async def test_what_nobody_knows_of_before_counts_and_says_so(make_rig: MakeRig) -> None:
+    """A service that is new, or a query by version, has nothing before its deploy."""
+    rig = await make_rig(a_target(metrics=(a_metric(),)))
+    rig.world.number_before, rig.world.number = None, 5.0
+    await rig.deploy()
+    assert (await rig.ended_run()).state is RunState.SUCCEEDED
+    said = (await reasons(rig, "performance-critical"))["performance"]
+    assert said.endswith("; what it was before the deploy isn't known")
+
+
 async def test_limits_can_be_multiples_of_the_value_before_the_deploy(make_rig: MakeRig) -> None:
     rig = await make_rig(a_target(metrics=(a_metric(degraded=1.5, critical=3.0, times_before=True),)))
     rig.world.number_before, rig.world.number = 10.0, 12.0
@@ -288,10 +305,10 @@ async def test_a_metric_of_errors_fires_and_rolls_back(make_rig: MakeRig) -> Non
 
 
 async def test_a_restart_goes_on_with_the_readings_and_the_deadline(make_rig: MakeRig) -> None:
-    rig = await deployed(make_rig)
+    # Few enough readings that those of before are still among the newest.
+    rig = await deployed(make_rig, a_metric(interval=Duration(0.000_05)))
     rig.world.number = 3.0
-    await investigated(rig)
-    before = (await rig.deployment()).investigating
+    before = (await slow(rig)).investigating
     await rig.stop()
     asked = len([at for _, at in rig.world.asked if at < (await rig.deployment()).started_at])
     rig.wire()
@@ -304,7 +321,7 @@ async def test_a_restart_goes_on_with_the_readings_and_the_deadline(make_rig: Ma
 async def test_a_database_that_does_not_answer_is_named_in_the_investigation(make_rig: MakeRig) -> None:
     rig = await deployed(make_rig)
     rig.world.number = 3.0
-    await investigated(rig)
+    await slow(rig)
     rig.world.number = 1.0
 
     async def cleared() -> bool:

@@ -56,8 +56,11 @@ class MetricEvidence(msgspec.Struct, frozen=True, kw_only=True):
         return now if now is Level.NORMAL or _WORSE.index(now) > _WORSE.index(was) else None
 
     def text(self) -> str:
-        """As `p95 (critical): 2.31, critical above 2`."""
-        return f"{self.name} ({self.state}){': ' + self.reading if self.reading else ''}"
+        """As `p95 (critical): 2.31; critical above 2`."""
+        said = f"{self.name} ({self.state}){': ' + self.reading if self.reading else ''}"
+        if self.before is MetricState.NO_DATA and not self.cannot_tell:
+            return f"{said}; what it was before the deploy isn't known"
+        return said
 
 
 _SETTLED = (MetricState.NORMAL, MetricState.DEGRADED, MetricState.CRITICAL)

@@ -150,7 +150,7 @@ class Measuring:
         """Those of moments before the deploy; after a restart, out of the store."""
         if metric.name not in self._before:
             known = [m for m in self._readings.get(metric.name, ()) if m.at < deployment.started_at]
-            if not known:
+            if len(known) < metric.readings:
                 return []
             self._before[metric.name] = known
         return self._before[metric.name]
@@ -174,10 +174,12 @@ class Measuring:
         return tuple(found)
 
     def _state_before(self, metric: Metric, deployment: Deployment) -> MetricState:
-        """A metric whose limits are multiples of what it was wasn't judged then: it can't have been past them."""
+        """Limits that are multiples of what it was weren't passed then, by what they are."""
         before = self._readings_before(metric, deployment)
         if not before:
             return MetricState.NO_DATA
+        if metric.times_before:
+            return MetricState.NO_DATA if _value_before(before) is None else MetricState.NORMAL
         return judge_metric(before, metric.readings, _stale_after_s(metric), before[-1].at)
 
     # -- probes -------------------------------------------------------------------------------------------------------
