@@ -253,7 +253,7 @@ async def test_whoever_lost_the_lease_can_neither_journal_nor_move(store: Sqlite
 
 async def test_the_newest_readings_until_a_time_are_had_though_many_came_later(store: SqliteStore) -> None:
     readings = [
-        Measurement(probe="p", at=NOW + timedelta(seconds=n), quality=Quality.OK, healthy=True)
+        Measurement(name="p", at=NOW + timedelta(seconds=n), quality=Quality.OK, healthy=True)
         for n in range(9)
     ]
     await store.save_measurements("d", readings)
