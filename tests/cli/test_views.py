@@ -18,11 +18,13 @@ from rollbackd.cli.run_view import journal_lines, progress_line, run_lines, run_
 from rollbackd.cli.status_view import by_urgency, changes, marks, screen, stale_marks
 from rollbackd.core.course import course_of
 from rollbackd.core.decision import Decision
+from rollbackd.core.evidence import Level, Limit, Measurement, Quality, Source
 from rollbackd.core.gates import Gate, GateFinding, GateState
 from rollbackd.core.matrix import Action
 from rollbackd.core.records import Run, StepRecord, StoredDecision
 from rollbackd.core.run import RunState, StepPhase
 from rollbackd.core.what_if import gate_way
+from rollbackd.workflow.overview import describe_reading
 from rollbackd.workflow.runs import describe_run
 
 NOW = datetime(2026, 11, 22, 10, 1, tzinfo=UTC)
@@ -209,15 +211,25 @@ def test_the_screen_says_what_is_watched_its_price_and_whether_a_daemon_runs(wid
         "id": "d",
         "started_at": (NOW - timedelta(minutes=3)).isoformat(),
         "succeeded_at": (NOW - timedelta(minutes=2)).isoformat(),
+        "investigating": {
+            "decision": "decision-1",
+            "since": (NOW - timedelta(minutes=1)).isoformat(),
+            "until": datetime(2026, 11, 22, 12, 15, tzinfo=UTC).isoformat(),
+        },
     }
-    probe = {
-        "probe": "health",
-        "at": NOW.isoformat(),
-        "quality": "ok",
-        "healthy": False,
-        "detail": "answered 503",
-    }
-    shop = a_target("shop", watching=watching, price_text=price, probes=[probe])
+    probe = Measurement(name="health", at=NOW, quality=Quality.OK, healthy=False, detail="answered 503")
+    limits = (Limit(level=Level.DEGRADED, value=0.5),)
+    metric = Measurement(
+        name="p95",
+        at=NOW,
+        quality=Quality.OK,
+        source=Source.PROMETHEUS,
+        level=Level.DEGRADED,
+        value=0.75,
+        limits=limits,
+    )
+    readings = [msgspec.json.decode(msgspec.json.encode(describe_reading(one))) for one in (probe, metric)]
+    shop = a_target("shop", watching=watching, price_text=price, probes=readings)
     lines = drawn(screen([shop], NOW, by_daemon=False), width)
     assert "1 watched · 0 running · nothing waits for a person" in lines[0]
     assert lines[1] == "! no daemon answers: this is what the store says"
@@ -226,6 +238,10 @@ def test_the_screen_says_what_is_watched_its_price_and_whether_a_daemon_runs(wid
     assert lines[at + 1].startswith("    ")
     assert lines[at + 1][4] != " "
     assert "  ✗ probe health: answered 503, just now" in lines
+    assert "  ✗ metric p95: 0.75; degraded above 0.5, just now" in lines
+    slow = next(number for number, line in enumerate(lines) if line.startswith("  ! slow for 1 min"))
+    said = " ".join(line.strip() for line in lines[slow : slow + 2])
+    assert said.startswith("! slow for 1 min, investigated until 12:15 UTC: rollbackd explain decision-1")
 
 
 def test_of_many_targets_at_rest_a_watch_shows_as_many_as_fit_and_says_how_many_it_does_not() -> None:

@@ -183,7 +183,8 @@ def test_an_application_that_slows_down_is_investigated_then_critical_then_rolle
     assert "+ table public.notes" in investigation["change"]["difference"]
     explained = ground.rollbackd("explain", investigation["decision"])
     assert explained.returncode == 0
-    assert "investigate by row performance-degraded" in explained.stdout
+    assert "performance-degraded" in explained.stdout
+    assert "metric latency: degraded, before the deploy normal; 0.2" in explained.stdout
     assert "┃" in explained.stdout
     assert "degraded above 0.12, critical above 0.6" in explained.stdout
     assert "tables: public.notes" in explained.stdout

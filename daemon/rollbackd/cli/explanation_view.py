@@ -141,7 +141,9 @@ def _evidence(found: Document) -> list[str]:
         lines.append(text + failing)
     for metric in inputs.get("metrics", ()):
         before = metric["before"].replace("_", " ")
-        lines.append(f"metric {metric['name']}: {metric['state']}, before the deploy {before}; {metric['reading']}")
+        lines.append(
+            f"metric {metric['name']}: {metric['state']}, before the deploy {before}; {metric['reading']}"
+        )
     for signal in inputs["signals"]:
         since = about(seconds_since(signal["started_at"], at))
         reason = f": {signal['reason']}" if signal["reason"] else ""

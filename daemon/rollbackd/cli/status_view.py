@@ -117,7 +117,9 @@ def _watching(one: Document, now: datetime) -> list[Line]:
         lines.append(Line(2, safe(one["price_text"]), "↩"))
     for probe in one["probes"]:
         said = f"{probe['said']}, {ago(probe['at'], now)}"
-        lines.append(Line(2, safe(f"{_kind(probe)} {probe['name']}: {said}"), QUALITY_MARKS[probe["is_good"]]))
+        lines.append(
+            Line(2, safe(f"{_kind(probe)} {probe['name']}: {said}"), QUALITY_MARKS[probe["is_good"]])
+        )
     if watching["investigating"]:
         slow = watching["investigating"]
         until = datetime.fromisoformat(slow["until"])

@@ -12,6 +12,7 @@ from rollbackd.core.rehearsal import Depth
 from rollbackd.core.report import to_markdown
 from rollbackd.errors import (
     ConfigurationError,
+    NotFoundError,
     RollbackdError,
     UsageError,
 )
