@@ -24,6 +24,7 @@ from rollbackd.settings import Target
 TOLD = {
     "started_at", "succeeded_at", "bake_time_s", "start_grace_s", "deploy", "migration", "heads_before", "heads_now",
     "heads_expected", "signals", "probes", "probes_failing_before", "names_firing_elsewhere", "metrics",
+    "investigated_until", "slow_becomes_critical",
 }  # fmt: skip
 LONGEST_VALUE = 160
 FACT_COLUMNS = ("fact", "value", "because", "would be")
@@ -144,6 +145,10 @@ def _evidence(found: Document) -> list[str]:
         lines.append(
             f"metric {metric['name']}: {metric['state']}, before the deploy {before}; {metric['reading']}"
         )
+    if inputs.get("investigated_until"):
+        until = datetime.fromisoformat(inputs["investigated_until"])
+        then = "is critical" if inputs["slow_becomes_critical"] else "asks a person"
+        lines.append(f"investigated until {until:%H:%M:%S} UTC; what is still slow then {then}")
     for signal in inputs["signals"]:
         since = about(seconds_since(signal["started_at"], at))
         reason = f": {signal['reason']}" if signal["reason"] else ""
