@@ -231,6 +231,7 @@ def test_metrics_are_asked_of_the_one_server_or_of_the_targets_own(tmp_path: Pat
     one = settings.prometheus_of(settings.targets[0])
     assert one is not None
     assert one.url == "http://one:9090"
+    assert settings.targets[0].prometheus == one, "so that a reload sees that the target changed"
     own = (
         '[prometheus]\nurl = "http://one:9090"\n'
         + GOOD

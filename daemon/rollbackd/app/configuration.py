@@ -102,7 +102,16 @@ def _read_settings(path: Path, problems: list[str]) -> Settings | None:
         return None
     assert isinstance(settings, Settings)
     problems += _cross_checks(settings)
-    return settings
+    return _with_servers(settings)
+
+
+def _with_servers(settings: Settings) -> Settings:
+    """Each target with the server of its metrics, its own or the one of all: so a change of the latter changes the target."""
+    targets = tuple(
+        msgspec.structs.replace(target, prometheus=settings.prometheus_of(target))
+        for target in settings.targets
+    )
+    return msgspec.structs.replace(settings, targets=targets)
 
 
 def load_configured_matrix(settings: Settings, folder: Path) -> Matrix:
@@ -157,7 +166,8 @@ def check_secrets(configuration: Configuration) -> None:
     references["prometheus.token"] = settings.prometheus.token if settings.prometheus else None
     for index, target in enumerate(settings.targets):
         path = f"targets[{index}]"
-        references[f"{path}.prometheus.token"] = target.prometheus.token if target.prometheus else None
+        if target.prometheus is not None and target.prometheus != settings.prometheus:
+            references[f"{path}.prometheus.token"] = target.prometheus.token
         references[f"{path}.database.password"] = target.database.password
         references[f"{path}.database.backup_password"] = target.database.backup_password
         references[f"{path}.scratch.password"] = target.scratch.password

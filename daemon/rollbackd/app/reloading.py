@@ -130,7 +130,7 @@ def _changed_sections(
     """Paths of what differs, targets aside."""
     changed = [
         name
-        for name in ("server", "store", "logging", "notify")
+        for name in ("server", "store", "logging", "notify", "prometheus")
         if getattr(before.settings, name) != getattr(after.settings, name)
     ]
     if before.matrix != after.matrix:

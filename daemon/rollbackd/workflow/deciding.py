@@ -25,6 +25,7 @@ from rollbackd.workflow.investigating import Investigations
 from rollbackd.workflow.planning import Planner
 from rollbackd.workflow.recovering import recovery_of
 from rollbackd.workflow.runs import AUTOMATIC, MANUAL, OURSELVES, Runs
+from rollbackd.workflow.targets import Targets
 
 KEPT = "kept"
 ROLLED_BACK = "rolled_back"
@@ -46,7 +47,7 @@ class Deciding:
         matrix: Matrix,
         store: Store,
         clock: Clock,
-        guarded: Mapping[str, Guarded],
+        guarded: Targets,
         planners: Mapping[str, Planner],
         runs: Runs,
         announcer: Announcer,
@@ -63,7 +64,7 @@ class Deciding:
         self._happenings = happenings
         self._matching: dict[str, tuple[str, datetime]] = {}
         self._said: dict[str, tuple[bytes, StoredDecision]] = {}
-        self._investigations = Investigations(store, clock, guarded, planners, announcer, happenings)
+        self._investigations = Investigations(store, clock, guarded, announcer, happenings)
         self.deployments = Deployments(store)
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
 """Investigating a deployment that became slow: what the target's metrics, its database and the deploy itself show."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from rollbackd.workflow.documenting import schema_difference
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
 from rollbackd.workflow.measuring import MEASUREMENTS_LOOKED_AT, query_of
-from rollbackd.workflow.planning import Planner
+from rollbackd.workflow.targets import Targets
 
 COLLECT_TIMEOUT_S = 30.0
 # How much of the time before the deploy is shown, at least and at most; as much as there is since it, in between.
@@ -42,15 +42,13 @@ class Investigations:
         self,
         store: Store,
         clock: Clock,
-        guarded: Mapping[str, Guarded],
-        planners: Mapping[str, Planner],
+        targets: Targets,
         announcer: Announcer,
         happenings: Happenings,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._guarded = guarded
-        self._planners = planners
+        self._targets = targets
         self._announcer = announcer
         self._happenings = happenings
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,7 +66,10 @@ class Investigations:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _investigate(self, deployment: Deployment, stored: StoredDecision) -> None:
-        guarded = self._guarded[deployment.target]
+        with self._targets.using(deployment.target) as guarded:
+            await self._collect(guarded, deployment, stored)
+
+    async def _collect(self, guarded: Guarded, deployment: Deployment, stored: StoredDecision) -> None:
         now = self._clock.now()
         try:
             series, activity, change = await asyncio.gather(
@@ -181,7 +182,7 @@ class Investigations:
         self, guarded: Guarded, deployment: Deployment, before: tuple[str, ...]
     ) -> tuple[str, ...]:
         """The revisions between the heads before and those of now, with their titles, in the order of the scripts."""
-        graph, _, heads = await self._planners[guarded.name].graph(deployment.scripts_sha256)
+        graph, _, heads = await self._targets.planners[guarded.name].graph(deployment.scripts_sha256)
         new = graph.closure(heads) - graph.closure(tuple(head for head in before if head in graph))
         return tuple(f"{graph[id_].id} {graph[id_].title}".strip() for id_ in graph.ids() if id_ in new)
 

@@ -32,6 +32,7 @@ from rollbackd.ports import Clock, MetricReader, Store
 from rollbackd.settings import Metric, Probe, Target
 from rollbackd.workflow.guarded import Guarded
 from rollbackd.workflow.happenings import Happenings
+from rollbackd.workflow.targets import Targets
 
 STALE_INTERVALS = 4
 MEASUREMENTS_LOOKED_AT = 500
@@ -46,7 +47,8 @@ class Measuring:
     def __init__(
         self,
         deployment_id: str,
-        guarded: Guarded,
+        target: str,
+        targets: Targets,
         store: Store,
         clock: Clock,
         happenings: Happenings,
@@ -54,17 +56,29 @@ class Measuring:
         on_reading: Callable[[], None],
     ) -> None:
         self._id = deployment_id
-        self._guarded = guarded
+        self._target = target
+        self._targets = targets
         self._store = store
         self._clock = clock
         self._happenings = happenings
         self._on_reading = on_reading
-        self._probes = guarded.settings.probes
-        self._metrics = guarded.settings.metrics if guarded.metrics is not None else ()
         self._readings: dict[str, list[Measurement]] = {}
         self._before: dict[str, list[Measurement]] = {}
         self._due: dict[str, float] = {}
         self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def _guarded(self) -> Guarded:
+        """The target as it is configured now."""
+        return self._targets[self._target]
+
+    @property
+    def _probes(self) -> tuple[Probe, ...]:
+        return self._guarded.settings.probes
+
+    @property
+    def _metrics(self) -> tuple[Metric, ...]:
+        return self._guarded.settings.metrics
 
     async def restore(self) -> None:
         """Take up what was read before a restart."""
@@ -103,14 +117,15 @@ class Measuring:
     # -- metrics ------------------------------------------------------------------------------------------------------
 
     async def _ask(self, metrics: list[Metric], deployment: Deployment) -> None:
-        reader = self._guarded.metrics
-        assert reader is not None, "metrics without a server are refused by the configuration"
         try:
-            await self._keep(await asyncio.gather(*(self._read(reader, m, deployment) for m in metrics)))
+            with self._targets.using(self._target) as guarded:
+                reader = guarded.metrics
+                assert reader is not None, "metrics without a server are refused by the configuration"
+                await self._keep(await asyncio.gather(*(self._read(reader, m, deployment) for m in metrics)))
         except RollbackdError as error:
-            log.warning("measuring_failed", deployment=self._id, target=self._guarded.name, error=str(error))
+            log.warning("measuring_failed", deployment=self._id, target=self._target, error=str(error))
         except Exception:
-            log.error("measuring_faulted", deployment=self._id, target=self._guarded.name, exc_info=True)
+            log.error("measuring_faulted", deployment=self._id, target=self._target, exc_info=True)
         self._on_reading()
 
     async def _read(self, reader: MetricReader, metric: Metric, deployment: Deployment) -> Measurement:

@@ -58,7 +58,7 @@ class Watch:
         self._decide = decide
         self._nudged = asyncio.Event()
         self._measuring = Measuring(
-            deployment_id, targets[target], self._store, clock, happenings, on_reading=self._nudged.set
+            deployment_id, target, targets, self._store, clock, happenings, on_reading=self._nudged.set
         )
         self._planned_for: tuple[str, ...] | None = None
         self._price_due = 0.0
