@@ -207,7 +207,8 @@ def test_an_application_that_slows_down_is_investigated_then_critical_then_rolle
     assert document["investigations"][0] == investigation
     assert document["investigations"][-1]["decision"] == run["decision"]
     taken = re.search(
-        r'rollbackd_measurements_total{.*quality="ok".*} (\S+)', ground.ask("GET", "/metrics")[1]
+        r'rollbackd_evidence_total{.*quality="ok",source="prometheus".*} (\S+)',
+        ground.ask("GET", "/metrics")[1],
     )
     assert taken is not None
     assert float(taken[1]) > 10

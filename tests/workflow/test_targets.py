@@ -186,7 +186,9 @@ async def test_new_probes_are_measured_and_a_probe_that_is_gone_is_not_missed(ma
     rig = await make_rig()
     await rig.deploy(migrates=False)
     bring_in(rig, a_target(probes=(probe,)))
-    await rig.until(lambda: any(n == "measurement_taken" and f["probe"] == "health" for n, f in rig.told))
+    await rig.until(
+        lambda: any(n == "measurement_taken" and f["measurement"] == "health" for n, f in rig.told)
+    )
     bring_in(rig, a_target())
     rig.clock.advance(10_000)
     assert (await rig.until(lambda: over(rig))).outcome == "investigate"
