@@ -1,5 +1,6 @@
 """Archives: listed, pruned, and brought back."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ PRUNE_TIMEOUT_S = 600.0
 @click.option(
     "--dry-run", is_flag=True, help="Do it in a transaction that is rolled back, and say what it would do."
 )
-@click.option("--sql", is_flag=True, help="Print the statements alone (implies --dry-run).")
+@click.option(
+    "--sql", is_flag=True, help="Print the statements alone, as one transaction (implies --dry-run)."
+)
 @click.option(
     "--lost", is_flag=True, help="What the migration itself had taken away, as the run recovered it."
 )
@@ -51,7 +54,8 @@ async def restore(
     if sql or dry_run or not yes:
         found = await _restore(config, run, dry_run=True, lost=lost)
         if sql:
-            click.echo("\n".join(f"{statement.rstrip(';')};" for statement in found["statements"]))
+            statements = ["BEGIN", *(statement.rstrip(";") for statement in found["statements"]), "COMMIT"]
+            click.echo("\n".join(f"{statement};" for statement in statements))
             return 0
         if not as_json:
             _show(found)
@@ -63,7 +67,12 @@ async def restore(
             if as_json:
                 show_json(found)
             else:
-                click.echo("nothing is left to bring back")
+                kept_back = found["left"] or found["missing"]
+                click.echo(
+                    "nothing can be brought back as things stand: the reasons are above"
+                    if kept_back
+                    else "nothing is left to bring back"
+                )
             return 0
         _ask(found["restored"])
     found = await _restore(config, run, dry_run=False, lost=lost)
@@ -140,10 +149,14 @@ async def list_archives(config: Path, target: str, run: str, as_json: bool) -> N
     listed = table("made", "run", "kind", "of", "rows", "brought back", "place")
     for entry in sorted(found, key=lambda e: e["made_at"], reverse=True):
         of = f"{entry['table']}.{entry['column']}" if entry["column"] else entry["table"]
-        back = (entry["restored_at"] or "not yet")[:19]
+        back = _moment(entry["restored_at"]) if entry["restored_at"] else "not yet"
         cells = (entry["run"], entry["kind"], of, f"{entry['rows']:,}", back, entry["place"])
-        listed.add_row(entry["made_at"][:19], *(safe(cell) for cell in cells))
+        listed.add_row(_moment(entry["made_at"]), *(safe(cell) for cell in cells))
     console().print(listed)
+
+
+def _moment(iso: str) -> str:
+    return f"{datetime.fromisoformat(iso):%F %T}"
 
 
 @archives.command(

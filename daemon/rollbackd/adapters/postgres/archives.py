@@ -234,7 +234,7 @@ class PostgresArchives:
         entries = await read_entries(connection, run)
         if not entries:
             raise RefusedError(
-                f"the run {run} keeps nothing in {self._place.text()}: 'rollbackd archives' lists what is kept"
+                f"the run {run} keeps nothing in {self._place.text()}: 'rollbackd archives list TARGET' lists what is kept"
             )
         present: dict[TableName, PresentTable] = {}
         names = {
