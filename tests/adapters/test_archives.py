@@ -364,6 +364,18 @@ async def test_what_is_called_otherwise_again_finds_its_place_whatever_was_kept(
         assert it.rows("people") == before
 
 
+async def test_a_script_that_was_written_too_early_says_so(shelf: Callable[..., Shelf]) -> None:
+    """That of the report at the end of a run, for instance: the tables are there with the fixed migration alone."""
+    it = shelf("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    it.archive([item("table", "t", key=("id",))], "DROP TABLE t")
+    early = await it.archives.restore_script(RUN)
+    it.sql("CREATE TABLE t (id int PRIMARY KEY)")
+    in_time = await it.archives.restore_script(RUN)
+    assert ("INSERT" in early, "INSERT" in in_time) == (False, True)
+    advice = f"'rollbackd report {RUN}' write this script anew"
+    assert (advice in early, advice in in_time) == (True, False)
+
+
 async def test_a_column_that_stands_between_its_names_is_found_by_the_one_that_it_has(
     shelf: Callable[..., Shelf],
 ) -> None:

@@ -22,6 +22,13 @@ def restore_script(run: str, entries: Iterable[ArchiveEntry], plan: RestorePlan)
         # Everything here is named in full; the application's triggers look where they always do.
         "SELECT set_config('search_path', 'pg_catalog, ' || current_setting('search_path'), true);",
     ]
+    if plan.left:
+        lines += [
+            "",
+            "-- What is left can't be brought back as the database stands: see to the reasons (mostly, apply the fixed migration),"
+            " and have",
+            f"-- 'rollbackd report {_comment(run)}' write this script anew.",
+        ]
     for entry in entries:
         if entry.id in plan.left:
             lines += ["", f"-- Left: {place_of(entry)} ({entry.kind}): {_comment(plan.left[entry.id])}"]
