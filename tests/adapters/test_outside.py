@@ -105,6 +105,13 @@ async def test_a_site_that_refuses_is_slow_or_hangs_up_is_unhealthy(
     assert time.monotonic() - began < 2
 
 
+async def test_a_port_on_which_nobody_listens_is_told_in_the_words_of_the_system(
+    measure: Any, unused_tcp_port: int
+) -> None:
+    """Not in those of the client's library, which say the address twice and speak of TLS."""
+    assert (await measure(f"http://127.0.0.1:{unused_tcp_port}/")).detail == "no answer: connection refused"
+
+
 @pytest.mark.parametrize(
     "url",
     [

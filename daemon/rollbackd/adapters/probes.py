@@ -5,6 +5,7 @@ from datetime import datetime
 
 import aiohttp
 
+from rollbackd.adapters.connecting import why_unreachable
 from rollbackd.core.evidence import Measurement, Quality
 from rollbackd.settings import Probe
 
@@ -45,7 +46,7 @@ class HttpProber:
         except TimeoutError:
             return reading(Quality.OK, False, f"no answer within {probe.timeout:g} s")
         except aiohttp.ClientError as error:
-            return reading(Quality.OK, False, f"no answer: {error}")
+            return reading(Quality.OK, False, f"no answer: {why_unreachable(error)}")
         status = float(response.status)
         if response.status not in probe.expect_status:
             return reading(Quality.OK, False, f"answered {response.status}", status)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import aiohttp
 import msgspec
 
+from rollbackd.adapters.connecting import why_unreachable
 from rollbackd.adapters.secrets import read_secret
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.evidence import Quality
@@ -133,7 +134,9 @@ class PrometheusReader:
         except TimeoutError:
             raise TransientError(f"Prometheus at {self._url} didn't answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TransientError(f"Prometheus at {self._url} can't be asked: {_short(str(error))}") from None
+            raise TransientError(
+                f"Prometheus at {self._url} can't be asked: {_short(why_unreachable(error))}"
+            ) from None
         return _result(response.status, body)
 
     def _open(self) -> aiohttp.ClientSession:

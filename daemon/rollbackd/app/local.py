@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from rollbackd.adapters.connecting import why_unreachable
 from rollbackd.errors import (
     AwaitingApprovalError,
     ConfigurationError,
@@ -98,7 +99,9 @@ class DaemonClient:
         except TimeoutError:
             raise TransientError(f"the daemon didn't answer within {timeout_s:g} s") from None
         except aiohttp.ClientError as error:
-            raise TransientError(f"no daemon answers at {self._path or self._url}: {error}") from None
+            raise TransientError(
+                f"no daemon answers at {self._path or self._url}: {why_unreachable(error)}"
+            ) from None
 
     async def is_there(self) -> bool:
         """Whether a daemon answers."""
