@@ -373,7 +373,9 @@ async def test_an_interpreter_without_alembic_is_refused_by_name(
     project: Any, make_worker: Any, tmp_path: Path
 ) -> None:
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
-    with pytest.raises(RefusedError, match=r"bare/bin/python can't import alembic: 'migrations\.python'"):
+    with pytest.raises(
+        RefusedError, match=r"bare/bin/python can't import alembic: 'migrations\.python' \(or --python\)"
+    ):
         await make_worker(project, python=(str(tmp_path / "bare" / "bin" / "python"),)).describe()
 
 

@@ -109,6 +109,14 @@ def test_an_env_py_that_raises(small: Ground) -> None:
     assert "env.py:1" in said
 
 
+def test_an_env_py_whose_variable_nobody_sets(small: Ground) -> None:
+    """The most frequent first mistake: the error names the setting that hands the database's URL over."""
+    small.configure(migrations={"url": "own"})
+    said = refused(small)
+    assert "KeyError: 'DATABASE_URL' (at env.py:" in said
+    assert """set 'migrations.url' (or --url) to "environment:DATABASE_URL\"""" in said
+
+
 def test_an_env_py_that_asks_a_question(small: Ground) -> None:
     """Nobody is there to answer: it says where the question stands."""
     small.project.env_py(
@@ -213,7 +221,7 @@ def test_a_disk_that_is_too_small(small: Ground, small_disk: Callable[[str], Pat
     disk = small_disk("64k")
     small.configure(backup={"directory": str(disk)})
     said = refused(small)
-    assert f"0.1 MB free at {disk}, the database takes " in said
+    assert f" kB free at {disk}, the database takes " in said
     assert "set 'backup.directory' elsewhere" in said
 
 

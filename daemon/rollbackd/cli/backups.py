@@ -10,6 +10,7 @@ from rollbackd.cli import completing
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.manual import CONFIGURATION, TERMINAL, Manual
 from rollbackd.cli.output import console, json_option, safe, show_json, table
+from rollbackd.core import wording
 from rollbackd.errors import NotFoundError
 from rollbackd.ports import Progress
 
@@ -50,8 +51,7 @@ async def list_backups(config: Path, target: str | None, as_json: bool) -> None:
         return
     listed = table("taken", "id", "target", "purpose", "level", "size", "place")
     for b in known:
-        size = f"{b.size_bytes / 1e6:.1f} MB"
-        cells = [b.id, b.target, b.purpose, f"L{b.level}", size, b.location]
+        cells = [b.id, b.target, b.purpose, f"L{b.level}", wording.size(b.size_bytes), b.location]
         listed.add_row(f"{b.created_at:%F %T}", *(safe(cell) for cell in cells))
     console().print(listed)
 

@@ -20,6 +20,7 @@ from rollbackd.adapters.commands import run_command
 from rollbackd.adapters.postgres.connection import Place, connect
 from rollbackd.adapters.postgres.reader import count_tables
 from rollbackd.adapters.postgres.stamp import read_heads, version_table_sql
+from rollbackd.core import wording
 from rollbackd.core.checks import Finding, Outcome
 from rollbackd.core.records import BackupRecord, TableCount
 from rollbackd.errors import PermanentError, RollbackdError, TransientError
@@ -428,7 +429,7 @@ class TargetBackups:
                 await connection.close(timeout=5)
         except RollbackdError as error:
             return Finding(check=check, outcome=Outcome.UNKNOWN, text=str(error))
-        text = f"{free / 1e6:,.1f} MB free at {existing}, the database takes {size / 1e6:,.1f} MB"
+        text = f"{wording.size(free)} free at {existing}, the database takes {wording.size(size)}"
         # A dump is mostly smaller than its database, never much larger.
         if free > size:
             return Finding(check=check, outcome=Outcome.PASSED, text=text)

@@ -81,7 +81,7 @@ class WorkerProcess:
             )
         except OSError as error:
             raise RefusedError(
-                f"the interpreter {python[0]} can't be started ({error.strerror}): 'migrations.python' must name the one"
+                f"the interpreter {python[0]} can't be started ({error.strerror}): 'migrations.python' (or --python) must name the one"
                 " that runs the target's migrations"
             ) from None
         worker = cls(process, python[0])

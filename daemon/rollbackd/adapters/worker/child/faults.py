@@ -48,6 +48,16 @@ def where_in_user_code(error: BaseException) -> str:
     return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
 
 
+def missing_variable(error: BaseException) -> str:
+    """The variable that was looked up in os.environ and isn't there; empty where the error is another one."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if isinstance(error, KeyError) and last is not None and last.tb_frame.f_globals is vars(os):
+        return str(error.args[0])
+    return ""
+
+
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE that the server gave, wherever in the chain of causes it is; empty where it gave none."""
     origin: BaseException | None = error
@@ -77,6 +87,12 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     state = sqlstate(error)
     place = where_in_user_code(error)
     sentence = f"{type(error).__name__}: {first_line(error)}" + (f" (at {place})" if place else "")
+    variable = missing_variable(error)
+    if variable:
+        sentence += (
+            f": the worker's environment is the configuration's alone; if it is the database's URL, set 'migrations.url' (or"
+            f" --url) to \"environment:{variable}\", else name it in 'migrations.environment'"
+        )
     if state in TRANSIENT_STATES or state.startswith("08"):
         return "transient", sentence
     if state:

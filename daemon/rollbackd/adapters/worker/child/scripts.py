@@ -91,7 +91,7 @@ class Scripts:
             from alembic.script import ScriptDirectory
         except ImportError as error:
             raise Refused(
-                f"the interpreter {sys.executable} can't import {error.name}: 'migrations.python' must name the one that"
+                f"the interpreter {sys.executable} can't import {error.name}: 'migrations.python' (or --python) must name the one that"
                 " runs the target's migrations"
             ) from None
         if scratch is not None:
