@@ -264,7 +264,8 @@ class AlembicWorker:
                 answer = {"current": False}
             if answer["current"] and self._loaded_from == self._place() and not self._stale:
                 return child
-            log.info("worker_replaced", target=self._target.name, reason="its scripts changed")
+            reason = "it was told of another scratch database" if self._stale else "its scripts changed"
+            log.info("worker_replaced", target=self._target.name, reason=reason)
         await self.close()
         return await self._start()
 
