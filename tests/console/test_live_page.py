@@ -10,6 +10,7 @@ from tests.console.test_report_page import a_report
 from tests.intake.conftest import MakeHouse
 from tests.intake.house import House
 
+from rollbackd.console.rendering import static_file
 from rollbackd.console.report_page import report_page
 from rollbackd.workflow.callers import SESSION_COOKIE
 
@@ -92,4 +93,16 @@ async def test_a_page_that_is_live_no_more_says_so_where_it_is_seen(house: House
 
 async def test_a_long_sentence_about_a_fault_fits_a_phone(phone: Page) -> None:
     await phone.set_content(report_page(a_report(archives_unreadable="the archive can't be read " * 9)))
+    assert not await is_wider_than_the_screen(phone)
+
+
+async def test_a_long_name_in_a_table_stays_a_line_on_a_phone(phone: Page) -> None:
+    """The table is scrolled instead of a name being broken into a column of letters."""
+    name = "rollbackd_archive.column_members_blocked_77eef5520f3d4452"
+    cells = f"<td>column</td><td>public.members.blocked</td><td>300</td><td><code>{name}</code></td><td>not yet</td>"
+    await phone.set_content(f"<main><div class=scroll><table><tr>{cells}</tr></table></div></main>")
+    await phone.add_style_tag(content=static_file("console.css"))
+    box = await phone.locator("code").bounding_box()
+    assert box is not None
+    assert box["height"] < 40, "one line"
     assert not await is_wider_than_the_screen(phone)
