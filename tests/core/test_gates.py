@@ -144,7 +144,7 @@ SECOND = {"past_runs": (past(rolled_back_from=("c", "b")),)}
             {},
             LOSS,
             S.OPENS,
-            "what goes: every row of t; archived first, in the same transaction",
+            "every row of t; archived first, in the same transaction",
         ),
         (
             G.DATA_LOSS,

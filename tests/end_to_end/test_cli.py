@@ -116,7 +116,7 @@ def test_the_configuration_may_be_named_by_the_environment(shop: Ground) -> None
         timeout=60,
         check=True,
     )
-    assert f"{shop.config}: 1 targets" in done.stdout
+    assert f"{shop.config}: 1 target, " in done.stdout
 
 
 # -- exit codes --------------------------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ async def test_an_event_that_no_hook_maps_is_recorded_with_that_reason(house: Ho
         (json.dumps({**EVENT, "occurred_at": "2026-11-22T10:00:00"}).encode(), "$.occurred_at: 2026-11-22T10:00:00 has no time zone"),
         (json.dumps({**EVENT, "committed_at": "2026-11-22T10:00:00"}).encode(), "$.committed_at: 2026-11-22T10:00:00 has no time zone"),
         (json.dumps({"kind": "deploy.started", "service": "shop"}).encode(), "required field `environment`"),
-        (json.dumps({**EVENT, "version": "", "deployment": ""}).encode(), "$.version: deploy.started can't do without it"),
+        (json.dumps({**EVENT, "version": "", "deployment": ""}).encode(), "$.version: deploy.started can't do without version or deployment"),
         (json.dumps({"specversion": "1.0", "data": None}).encode(), "$.data: Expected `object`, got `null`"),
         (json.dumps({"specversion": "1.0", "data": {**EVENT, "version": 3}}).encode(), "$.data.version: Expected `str`"),
     ],

@@ -21,7 +21,7 @@ async def test_a_target_at_rest_has_every_key_and_nothing_in_it(rig: Rig) -> Non
     """Its shape is the same before anything happened."""
     (shop,) = await overview(rig).targets()
     assert (shop["name"], shop["heads"], shop["run"], shop["course"]) == ("shop", None, None, [])
-    with pytest.raises(NotFoundError, match="there is no target billing"):
+    with pytest.raises(NotFoundError, match="there is no target billing; configured are shop"):
         await overview(rig).targets("billing")
 
 

@@ -175,7 +175,7 @@ async def explain(config: Path, id_: str, as_json: bool) -> None:
         raise NotFoundError(
             f"{id_} was asked for by {run.requested_by}: {run.reason}"
             if run
-            else f"there is no decision or run {id_}"
+            else f"there is no decision or run {id_}; 'rollbackd history' lists them"
         )
     target = configuration.settings.target(stored.target)
     found = explanation(stored, configuration.matrix, target, investigation)

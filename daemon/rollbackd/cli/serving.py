@@ -12,6 +12,7 @@ from rollbackd.cli import completing
 from rollbackd.cli.main import asynchronous
 from rollbackd.cli.manual import CONFIGURATION, TERMINAL, Manual
 from rollbackd.cli.output import OUTCOME_ICONS, console, json_option, safe, show_json, table
+from rollbackd.core.wording import counted
 from rollbackd.workflow.readiness import check_readiness
 
 
@@ -99,7 +100,7 @@ async def check_config(config: Path, offline: bool, as_json: bool) -> int:
         return 0
     if offline:
         click.echo(
-            f"{config}: {len(configuration.settings.targets)} targets, {len(hooks)} hooks, the matrix is proved"
+            f"{config}: {counted(len(configuration.settings.targets), 'target')}, {counted(len(hooks), 'hook')}, the matrix is proved"
         )
         return 0
     found = {}
@@ -117,7 +118,7 @@ async def check_config(config: Path, offline: bool, as_json: bool) -> int:
         return int(failed)
     out = console()
     out.print(
-        f"{safe(config)}: {len(found)} targets, {len(hooks)} hooks, {len(configuration.matrix.rows)} matrix rows proved"
+        f"{safe(config)}: {counted(len(found), 'target')}, {counted(len(hooks), 'hook')}, {len(configuration.matrix.rows)} matrix rows proved"
     )
     for name, findings in found.items():
         out.print(f"[bold]{safe(name)}[/]")

@@ -13,7 +13,7 @@ from rich.text import Text
 from rollbackd.cli.output import Line, coloured, heads, indented, safe
 from rollbackd.cli.run_view import run_lines, run_tree, step_under_way
 from rollbackd.cli.times import ago, clock, seconds_since, share
-from rollbackd.core.wording import about
+from rollbackd.core.wording import about, counted
 
 UNFINISHED = ("running", "awaiting_approval", "held", "planned")
 QUALITY_MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]?[/]"}
@@ -62,7 +62,7 @@ def summary(found: list[Document], now: datetime, *, by_daemon: bool) -> str:
     states = [one["run"]["state"] for one in found if one["run"]]
     waiting = states.count("held") + states.count("awaiting_approval")
     counts = [
-        f"{len(found)} targets" if len(found) != 1 else "1 target",
+        counted(len(found), "target"),
         f"{sum(one['watching'] is not None for one in found)} watched",
         f"{states.count('running')} running",
         f"[bold yellow]{waiting} waiting for a person[/]" if waiting else "nothing waits for a person",

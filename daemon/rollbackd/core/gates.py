@@ -210,12 +210,10 @@ def _data_loss(policy: GatePolicy, ask: Ask) -> GateFinding:
         )
     lost = ", ".join(ask.loses_data)
     if policy.data_loss is DataLossPolicy.REFUSE:
-        return _found(
-            Gate.DATA_LOSS, GateState.REFUSED, f"what goes: {lost}; and the policy refuses any loss"
-        )
+        return _found(Gate.DATA_LOSS, GateState.REFUSED, f"{lost}; and the policy refuses any loss")
     if not ask.loss_is_archived:
         reason = (
-            f"what goes: {lost}; and not all of it is known well enough to be archived: that needs a rehearsal that passes,"
+            f"{lost}; and not all of it is known well enough to be archived: that needs a rehearsal that passes,"
             " with rows where the downgrade works on rows"
         )
         return _found(Gate.DATA_LOSS, GateState.NEEDS_PERSON, reason)
@@ -223,11 +221,9 @@ def _data_loss(policy: GatePolicy, ask: Ask) -> GateFinding:
         return _found(
             Gate.DATA_LOSS,
             GateState.NEEDS_PERSON,
-            f"what goes: {lost}; archived first, and the policy asks a person",
+            f"{lost}; archived first, and the policy asks a person",
         )
-    return _found(
-        Gate.DATA_LOSS, GateState.OPENS, f"what goes: {lost}; archived first, in the same transaction"
-    )
+    return _found(Gate.DATA_LOSS, GateState.OPENS, f"{lost}; archived first, in the same transaction")
 
 
 def _rehearsal(ask: Ask) -> GateFinding:

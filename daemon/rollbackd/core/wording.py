@@ -35,6 +35,11 @@ def ago(at: datetime, now: datetime) -> str:
     return f"{about(seconds)} ago" if seconds > 0 else f"in {about(-seconds)}"
 
 
+def counted(number: int, thing: str) -> str:
+    """How many of a thing there are: `1 target`, `1,000 targets`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def size(size_bytes: float) -> str:
     """Bytes in units of 1,000: `512 bytes`, `1.4 MB`."""
     amount, units = float(size_bytes), ["bytes", "kB", "MB", "GB", "TB"]

@@ -194,7 +194,8 @@ class Hook:
             return self._lacking(meaning, _mapped(located(str(error), path), meaning))
         missing = required_field_missing(event)
         if missing:
-            return self._lacking(meaning, f"{path}.{missing}: {event.kind} can't do without it")
+            needed = "version or deployment" if missing == "version" else missing
+            return self._lacking(meaning, f"{path}.{missing}: {event.kind} can't do without {needed}")
         for name in ("occurred_at", "committed_at"):
             at = getattr(event, name)
             if at is not None and at.tzinfo is None:

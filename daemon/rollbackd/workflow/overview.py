@@ -55,7 +55,8 @@ class Overview:
         newest = {run.target: run for run in await self._store.newest_runs()}
         targets = [t for t in self._targets() if name in (None, t.name)]
         if name is not None and not targets:
-            raise NotFoundError(f"there is no target {name}")
+            configured = ", ".join(t.name for t in self._targets()) or "none"
+            raise NotFoundError(f"there is no target {name}; configured are {configured}")
         return [
             await self._target(
                 t, watched.get(t.name), newest.get(t.name), pauses.get(t.name) or pauses.get(EVERYTHING)
