@@ -112,7 +112,7 @@ def test_by_default_the_gate_warns_and_names_each_fault(
     shown = ground.rollbackd(*GATE)
     assert shown.returncode == 0
     assert shown.stdout.startswith("go: at first, backup ")
-    assert "  sin: sin is silently irreversible" in shown.stdout
+    assert "  ! sin: sin is silently irreversible" in shown.stdout
 
 
 def test_a_strict_policy_stops_the_deploy_before_a_backup_is_wasted_on_it(

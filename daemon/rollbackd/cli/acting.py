@@ -71,7 +71,7 @@ async def gate(
         proved = f", backup {backup['backup']} proved to L{backup['level']}" if backup else ""
         click.echo(f"go: at {heads(answer['heads'])}{proved}" if answer["go"] else "stop")
         for reason in answer["reasons"]:
-            click.echo(f"  {reason}")
+            click.echo(f"  ! {reason}" if answer["go"] else f"  {reason}")
     return 0 if answer["go"] else 1
 
 
