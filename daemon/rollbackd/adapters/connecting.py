@@ -2,13 +2,12 @@
 
 import os
 
-import aiohttp
-
 
 def why_unreachable(error: Exception) -> str:
     """One line: `connection refused`, where the system gave a number for it; otherwise what the error says."""
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+    # As an attribute, because completing commands must not load aiohttp.
+    cause = getattr(error, "os_error", None)
+    if isinstance(cause, OSError) and cause.errno:
         # Of a name that isn't resolved the number is one of getaddrinfo's, and so is negative.
-        number = error.os_error.errno
-        return os.strerror(number).lower() if number > 0 else str(error.os_error.strerror)
+        return os.strerror(cause.errno).lower() if cause.errno > 0 else str(cause.strerror)
     return " ".join(str(error).split()) or type(error).__name__
