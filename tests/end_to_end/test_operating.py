@@ -200,8 +200,8 @@ PLANTED = "planted"
 
 def test_a_secret_never_reaches_log_answers_or_store(shop: Ground) -> None:
     """A wrong password, a worker that shouts its key, an address that is a secret, tokens and signatures that are wrong."""
-    secret = {name: shop._secret(name, f"{PLANTED}/{name} of it") for name in ("wrong", "shouted")}
-    address = shop._secret("address", f"http://127.0.0.1:1/{PLANTED}?key={PLANTED}")
+    secret = {name: shop.secret(name, f"{PLANTED}/{name} of it") for name in ("wrong", "shouted")}
+    address = shop.secret("address", f"http://127.0.0.1:1/{PLANTED}?key={PLANTED}")
     shop.start()
     shop.configure(
         migrations={

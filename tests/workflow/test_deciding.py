@@ -139,7 +139,7 @@ async def test_what_asks_for_a_person_is_recorded_and_announced_and_changes_noth
     await signal(rig, category)
     assert (await rig.decision(row)).decision.action is action
     # It is recorded first and announced then.
-    await rig.until(lambda: ("decision_made", row) in [(n, f["row"]) for n, f in rig.announcer.announced])
+    await rig.until(lambda: ("decision_made", row) in [(n, f.get("row")) for n, f in rig.announcer.announced])
     await settle(rig)
     assert await rig.run() is None
     assert rig.world.heads == ("b",)

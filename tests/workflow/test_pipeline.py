@@ -208,6 +208,16 @@ async def test_a_target_at_rest_holds_neither_connection_nor_worker(rig: Rig) ->
     await rig.until(lambda: "close database" in rig.world.calls and "close worker" in rig.world.calls)
 
 
+async def test_who_still_uses_a_target_when_its_watch_ends_is_waited_for(rig: Rig) -> None:
+    await rig.deploy()
+    with rig.guarded.using("shop"):
+        rig.clock.advance(2_000)
+        await rig.until(lambda: any(name == "deployment_ended" for name, _ in rig.told))
+        await asyncio.sleep(0.1)
+        assert "close worker" not in rig.world.calls
+    await rig.until(lambda: "close database" in rig.world.calls and "close worker" in rig.world.calls)
+
+
 async def test_a_rollback_can_be_asked_for_by_an_event(rig: Rig) -> None:
     await rig.deploy()
     outcome = await rig.send("rollback.requested", to_revision="a", reason="it is bad")

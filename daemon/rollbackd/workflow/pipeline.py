@@ -30,6 +30,7 @@ STORE_RETRY_S = 2.0
 # it is settled, and these have deadlines of their own; everything else is a few commits.
 PIPELINE = "pipeline"
 SLACK_S = 60.0
+REST_AFTER_S = 0.5
 LONGEST_EVENT_S = 2 * 3600.0
 # What begins a deployment that nobody announced: the start, or a success whose start was missed. A failure of something
 # unknown says nothing about what is being watched.
@@ -353,15 +354,23 @@ class Pipeline:
                 "watch_died", deployment=deployment.id, target=deployment.target, exc_info=task.exception()
             )
         guarded = self._guarded.get(deployment.target)
-        if guarded is not None and not any(w.target == guarded.name for w, _ in self._watches.values()):
+        if guarded is not None and not self._is_watched(guarded.name):
             closing = asyncio.create_task(self._let_rest(guarded))
             self._requests.add(closing)
             closing.add_done_callback(self._requests.discard)
 
+    def _is_watched(self, name: str) -> bool:
+        return any(watch.target == name for watch, _ in self._watches.values())
+
     async def _let_rest(self, guarded: Guarded) -> None:
-        """A target at rest costs nothing: no connection, no waiting worker."""
+        """A target at rest costs nothing: no connection, no waiting worker. Who still uses it, an investigation say, is waited
+        for.
+        """
+        while self._guarded.in_use(guarded.name):  # noqa: ASYNC110 - rare, and short
+            await asyncio.sleep(REST_AFTER_S)
         unfinished = any(run.target == guarded.name for run in await self._store.unfinished_runs())
-        if not unfinished and not self._guarded.in_use(guarded.name):
+        in_use = self._guarded.in_use(guarded.name) or self._is_watched(guarded.name)
+        if not unfinished and not in_use:
             await guarded.worker.close()
             await guarded.database.close()
 
