@@ -162,9 +162,13 @@ def test_the_statements_alone_do_the_same_too(after: Callable[..., Ground], roll
     assert (printed.returncode, printed.stderr) == (0, "")
     assert tables(ground) == before
     statements = printed.stdout.splitlines()
-    assert (statements[0], statements[-1]) == ("BEGIN;", "COMMIT;"), "all of it or nothing"
+    assert (statements[1], statements[-1]) == ("BEGIN;", "COMMIT;"), "all of it or nothing"
     ground.query(printed.stdout)
     assert tables(ground) == expected(rolled_back)
+    # It says itself that it was brought back.
+    assert ground.query("SELECT bool_and(restored_at IS NOT NULL) FROM rollbackd_archive.entries") == [
+        (True,)
+    ]
 
 
 def run_script(ground: Ground, script: Path) -> None:

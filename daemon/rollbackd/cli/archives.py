@@ -35,7 +35,7 @@ PRUNE_TIMEOUT_S = 600.0
     "--dry-run", is_flag=True, help="Do it in a transaction that is rolled back, and say what it would do."
 )
 @click.option(
-    "--sql", is_flag=True, help="Print the statements alone, as one transaction (implies --dry-run)."
+    "--sql", is_flag=True, help="Print it as a script for psql, in one transaction (implies --dry-run)."
 )
 @click.option(
     "--lost", is_flag=True, help="What the migration itself had taken away, as the run recovered it."
@@ -54,8 +54,7 @@ async def restore(
     if sql or dry_run or not yes:
         found = await _restore(config, run, dry_run=True, lost=lost)
         if sql:
-            statements = ["BEGIN", *(statement.rstrip(";") for statement in found["statements"]), "COMMIT"]
-            click.echo("\n".join(f"{statement};" for statement in statements))
+            click.echo(found["script"], nl=False)
             return 0
         if not as_json:
             _show(found)

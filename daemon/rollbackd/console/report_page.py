@@ -4,17 +4,22 @@ from rollbackd.console.drawing import draw_timeline
 from rollbackd.console.rendering import render
 from rollbackd.core.investigation import investigation_lines
 from rollbackd.core.report import Report, verdict_line
+from rollbackd.core.timeline import Span
 
 
 def report_page(report: Report) -> str:
     """The whole report as one self-contained page."""
-    now = report.written_at
+    now, timeline = report.written_at, report.timeline
     return render(
         "report.html",
         report=report,
         verdict=verdict_line(report),
         investigation=[line for newest in report.investigations[-1:] for line in investigation_lines(newest)],
         after={count.table: count for count in report.counts_after},
-        whole=draw_timeline(report.timeline, now, "From the deploy to the end of the run"),
-        steps=draw_timeline(report.timeline.steps(), now, "The run, step by step"),
+        told=sorted(
+            [*timeline.moments, *(span for span in timeline.spans if span.kind in ("signal", "waiting"))],
+            key=lambda one: one.began_at if isinstance(one, Span) else one.at,
+        ),
+        whole=draw_timeline(timeline, now, "From the deploy to the end of the run"),
+        steps=draw_timeline(timeline.steps(), now, "The run, step by step"),
     )

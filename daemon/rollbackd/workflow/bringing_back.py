@@ -31,4 +31,5 @@ def describe_restore(report: RestoreReport) -> dict[str, object]:
         "missing": sum(entry.missing for entry in report.entries),
         "entries": [{**msgspec.to_builtins(entry), "text": entry.text()} for entry in report.entries],
         "statements": list(report.statements),
+        "script": report.script,
     }

@@ -97,7 +97,8 @@ class PostgresArchives:
                 if marked:
                     await connection.execute(marked)
                 await transaction.commit()
-        return report(run, entries, plan, counted, dry_run=dry_run)
+        done = report(run, entries, plan, counted, dry_run=dry_run)
+        return msgspec.structs.replace(done, script=restore_script(run, entries, plan))
 
     async def restore_script(self, run: str) -> str:
         """The same statements as a script for `psql -f`."""

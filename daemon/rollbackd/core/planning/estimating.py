@@ -1,7 +1,7 @@
 """How long the way back takes and keeps others out, and what is copied ahead so that it isn't too long."""
 
 from rollbackd.core.archives import ArchiveItem, ArchiveKind
-from rollbackd.core.planning.inputs import Findings, Means, PlanTimes
+from rollbackd.core.planning.inputs import Findings, Means
 from rollbackd.core.planning.plan import Estimate, PlannedRevision
 from rollbackd.core.rehearsal import Depth
 from rollbackd.core.schema import TableName
@@ -14,9 +14,11 @@ def estimate_times(
     revisions: tuple[PlannedRevision, ...],
     findings: Findings,
     ahead: tuple[ArchiveItem, ...],
-    times: PlanTimes,
 ) -> Estimate:
-    """From the rehearsal's own times where it had every row; else from the sizes of what is rewritten and archived."""
+    """From the rehearsal's own times where it had every row; else from the sizes of what is rewritten and archived.
+
+    The watch at the end isn't in it: the old release serves again by then.
+    """
     rehearsal = findings.rehearsal
     if rehearsal is None or not rehearsal.passed:
         return Estimate()
@@ -28,7 +30,7 @@ def estimate_times(
         run_s += sum(findings.sizes.get(table, 0) for table in rewritten) / ARCHIVE_BYTES_A_SECOND
     whole = sum(findings.sizes.values()) / ARCHIVE_BYTES_A_SECOND
     return Estimate(
-        total_s=round(run_s + archive_s + whole * 3 + times.confirm_s, 3),
+        total_s=round(run_s + archive_s + whole * 3, 3),
         lock_s=round(run_s + archive_s, 3),
         archive_s=round(archive_s, 3),
     )

@@ -60,13 +60,13 @@ def plan_downgrade(  # noqa: PLR0913  (each is named where it is called, and the
         )
     loses = tuple(dict.fromkeys(what_is_lost(revisions, findings)))
     ahead = () if way is WayBack.LEAVE_SCHEMA else copied_ahead(findings, means)
-    estimate = estimate_times(revisions, findings, ahead, times)
+    estimate = estimate_times(revisions, findings, ahead)
     groups = as_rehearsed(
         group_revisions(path, revisions, times, findings.one_transaction_each), findings.rehearsal
     )
     if way is WayBack.LEAVE_SCHEMA:
         steps = _steps_leaving_schema(path, means, times, release_to)
-        loses, groups, estimate = (), [], Estimate(total_s=times.confirm_s, lock_s=0.0)
+        loses, groups, estimate = (), [], Estimate(total_s=0.0, lock_s=0.0)
     else:
         steps = _steps(path, way, means, times, groups, ahead, release_from, release_to)
     rehearsal = findings.rehearsal

@@ -33,12 +33,13 @@ class RestoredEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a restore did, or with `dry_run` would do; the statements are those that were run."""
+    """What a restore did, or with `dry_run` would do; the statements are those that were run, `script` does the same by psql."""
 
     run: str
     dry_run: bool
     entries: tuple[RestoredEntry, ...] = ()
     statements: tuple[str, ...] = ()
+    script: str = ""
 
     @property
     def restored(self) -> int:
