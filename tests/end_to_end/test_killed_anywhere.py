@@ -204,8 +204,10 @@ def test_a_downgrade_that_died_with_its_daemon_is_undone_by_the_database_and_run
     sleepy_shop.start()
     run = sleepy_shop.ended_run()
     assert run["state"] == "succeeded", run["statement"]
-    assert attempts(sleepy_shop) == 2
-    assert phases(run, "downgrade") == ["intent", "intent", "done"]
+    # Begun as often as an intent is on record: for the one that died, and once more (or again, where a lock was missed).
+    tried = phases(run, "downgrade")
+    assert attempts(sleepy_shop) == tried.count("intent") >= 2
+    assert (tried.count("done"), tried[-1]) == (1, "done")
     assert sleepy_shop.heads() == ["customers"]
     assert sleepy_shop.rows("customers") == [(1, "Ada")]
     assert archived(sleepy_shop, "customers") == [(1, "Countess")]
