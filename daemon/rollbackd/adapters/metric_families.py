@@ -5,6 +5,7 @@ children weighs a kilobyte or more; here it is a key and a number.
 """
 
 import time
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -38,13 +39,13 @@ class Family(Collector, Generic[T]):
         # Of targets and hooks that aren't configured now: should they come back, they go on from here.
         self._gone: dict[Labels, T] = {}
 
+    @abstractmethod
     def zero(self) -> T:
         """What a child begins with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collect(self) -> Iterable[Metric]:
         """The whole family, as Prometheus's client wants it."""
-        raise NotImplementedError
 
     def expect(self, children: Collection[Labels]) -> None:
         """Have exactly these children, new ones at zero."""
@@ -102,9 +103,9 @@ class Total(Family[T]):
         super().__init__(name, text, labels)
         self._unsaved = unsaved
 
+    @abstractmethod
     def restore(self, parts: Labels, amount: float) -> None:
         """Go on from a total of the store; `parts` are its key without the name."""
-        raise NotImplementedError
 
     def _replace(self, labels: Labels, change: Callable[[T], T]) -> None:
         """Change a child; of what isn't configured it is kept, and not shown."""

@@ -437,8 +437,10 @@ class Metrics:
         """The price of going back; without fields there is nothing to go back from."""
         for _, _, field, has_unknown in PRICE:
             value = fields.get(field)
-            known = isinstance(value, (int, float)) and not (has_unknown and value < 0)
-            self._price[field].set((target, environment), float(value) if known else None)  # type: ignore[arg-type]
+            amount = float(value) if isinstance(value, (int, float)) else None
+            if has_unknown and amount is not None and amount < 0:
+                amount = None
+            self._price[field].set((target, environment), amount)
         for way in WAYS:
             self._way.set((target, environment, way), float(way == fields.get("way_back")))
         for verdict in Verdict:

@@ -16,7 +16,7 @@ def run_names(directory: Path, prefix: str, states: Sequence[str], most: int) ->
     """The newest runs whose id begins so, in one of these states (or in any), each with what tells it from the others."""
     # The number of marks follows from how many states there are; each value is a parameter.
     chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
-    query = f"SELECT id, target || ' ' || state FROM run WHERE substr(id, 1, ?) = ?{chosen}"  # noqa: S608
+    query = f"SELECT id, target || ' ' || state FROM run WHERE substr(id, 1, ?) = ?{chosen}"  # noqa: S608 - marks alone
     return _names(directory, f"{query} ORDER BY created_at DESC LIMIT ?", [prefix, *states], most)
 
 
